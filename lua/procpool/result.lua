@@ -1,0 +1,224 @@
+-- AsyncResult: the promise of one task, or of one map.
+--
+-- The object is the job the handle delivers into, so that a submission costs
+-- one small table. Of a call (`kind == "call"`): [1..n] and n once there; of a
+-- map (`kind == "map"`): results, and left, the tasks without outcome. A bad
+-- end is noted in `failure`. Runs in the parent alone.
+
+local core = require("procpool.core")
+local errors = require("procpool.errors")
+local intake = require("procpool.intake")
+local options = require("procpool.options")
+
+local now, getpid = core.now, core.getpid
+local coroutine, error, getmetatable = coroutine, error, getmetatable
+local pairs, setmetatable, type = pairs, setmetatable, type
+local unpack = table.unpack
+
+---@class procpool.AsyncResult
+---@field private kind "call"|"map"
+---@field private pool procpool.Pool
+---@field private ticket any
+---@field private tickets table<integer, any>  by the chunk's last item
+---@field private n integer|false
+---@field private results table
+---@field private count integer
+---@field private left integer
+---@field private open integer       1 while items are still being read
+---@field private failure procpool.Error?
+---@field private failures integer
+---@field private collect boolean
+---@field private callback function?
+---@field private error_callback function?
+---@field private notify boolean?
+---@field private settled boolean?
+---@field private waiter thread?
+---@field private abandoned boolean?  nobody waits for it any more
+local AsyncResult = {}
+
+local meta = {
+    __name = "procpool.AsyncResult",
+    __index = AsyncResult,
+    __reduce = function() error("a result belongs to its pool", 0) end,
+}
+
+local result = { meta = meta }
+
+local function is_done(job)
+    if job.kind == "call" then
+        return job.n or job.failure
+    end
+    return job.left == 0 or job.failure
+end
+
+--- Waits until a job is over, taking in what arrives.
+---@return boolean # false: the deadline came first
+local function wait_for(job, deadline)
+    local state, handle = job.pool._intake, job.pool._handle
+    local take = intake.take
+    take(state)
+    while not is_done(job) do
+        handle:wait(deadline)
+        take(state)
+        if deadline and not is_done(job) and now() >= deadline then
+            return false
+        end
+    end
+    return true
+end
+result.wait_for = wait_for
+result.is_done = is_done
+
+--- What a finished job gives, or its error.
+local function outcome(job)
+    if job.failure then
+        error(job.failure, 0)
+    elseif job.kind == "call" then
+        return unpack(job, 1, job.n)
+    elseif job.collect then
+        return job.results, job.failures
+    end
+    return job.results
+end
+result.outcome = outcome
+
+local function owned(job)
+    if getpid() ~= job.pool._owner then
+        job.pool:_check()
+    end
+end
+
+--- Takes in what has arrived; is the job over?
+local function look(job)
+    if is_done(job) then
+        return true
+    end
+    owned(job)
+    intake.take(job.pool._intake)
+    return is_done(job) and true or false
+end
+
+--- The results, or raises the error; kind `timeout` when the wait ends first.
+---@param timeout number? seconds; 0 does not wait; nil waits for ever
+---@return any ...
+function AsyncResult:get(timeout)
+    local deadline = options.deadline("get", timeout, now)
+    if not is_done(self) then
+        owned(self)
+        if not wait_for(self, deadline) then
+            errors.raise("timeout", ("no result within %g s"):format(timeout))
+        end
+    end
+    return outcome(self)
+end
+
+--- Waits; true when the result is there.
+---@param timeout number?
+---@return boolean
+function AsyncResult:wait(timeout)
+    local deadline = options.deadline("wait", timeout, now)
+    if is_done(self) then
+        return true
+    end
+    owned(self)
+    return wait_for(self, deadline)
+end
+
+--- Is the result, or the error, there?
+---@return boolean
+function AsyncResult:ready()
+    return look(self)
+end
+
+--- Did it end with a result? Raises when it is not ready.
+---@return boolean
+function AsyncResult:successful()
+    if not look(self) then
+        options.fail("result is not ready")
+    end
+    return not self.failure
+end
+
+--- Withdraws a queued task, stops a running one as its time limit would.
+---@return boolean # false when it is over already
+function AsyncResult:cancel()
+    if look(self) then
+        return false
+    end
+    local handle = self.pool._handle
+    if self.kind == "call" then
+        return handle:cancel(self.ticket) ~= nil
+    end
+    return intake.cancel(handle, self)
+end
+
+--- Where it stands.
+---@return "queued"|"running"|"done"|"failed"|"cancelled"
+function AsyncResult:status()
+    if look(self) then
+        local failure = self.failure
+        return not failure and "done"
+            or failure.kind == "cancelled" and "cancelled" or "failed"
+    end
+    local handle = self.pool._handle
+    if self.kind == "call" then
+        return handle:running(self.ticket) and "running" or "queued"
+    elseif self.left < self.count + self.open then
+        return "running"
+    end
+    for _, ticket in pairs(self.tickets) do
+        if handle:running(ticket) then
+            return "running"
+        end
+    end
+    return "queued"
+end
+
+function meta:__tostring()
+    local state = "pending"
+    if is_done(self) then
+        state = self.failure and self.failure.kind or "done"
+    end
+    return ("procpool.AsyncResult (%s)"):format(state)
+end
+
+--- A result for the job of a call. The size of the constructor is that of the
+--- table once its result is there.
+function result.call(pool)
+    return setmetatable(
+        { nil, kind = "call", pool = pool, ticket = false, n = false }, meta)
+end
+
+--- Waits for a result inside a coroutine, without blocking the others: the
+--- coroutine is parked until whoever polls the pool has taken the result in.
+--- With `wait`, that function is called instead until the result is there
+--- (for schedulers that must do the parking themselves). Outside a coroutine
+--- it is get().
+---@param job procpool.AsyncResult
+---@param wait fun()?
+---@return any ...
+function result.await(job, wait)
+    if getmetatable(job) ~= meta then
+        options.fail("bad argument 'result' to 'procpool.await'"
+            .. " (a procpool.AsyncResult expected, got " .. type(job) .. ")")
+    elseif wait ~= nil then
+        options.func("procpool.await", wait, "wait")
+    end
+    while not look(job) do
+        if wait then
+            wait()
+        elseif coroutine.isyieldable() then
+            if job.waiter then
+                options.fail("another coroutine awaits this result")
+            end
+            job.waiter, job.notify = coroutine.running(), true
+            coroutine.yield(job)
+            job.waiter = nil
+        else
+            wait_for(job, nil)
+        end
+    end
+    return outcome(job)
+end
+
+return result
