@@ -7,6 +7,7 @@
 -- collected while its tasks still run. Runs in the parent alone.
 
 local core = require("procpool.core")
+local ending = require("procpool.ending")
 local errors = require("procpool.errors")
 local intake = require("procpool.intake")
 local options = require("procpool.options")
@@ -86,7 +87,7 @@ local function finish_reading(self)
     if self.ref then
         self.pool._handle:release(self.ref)
         self.ref = nil
-        self.pool:_imap_done(self.job)
+        ending.imap_done(self.pool, self.job)
     end
 end
 
@@ -225,7 +226,6 @@ local imap = {}
 
 --- Starts an imap. Returns what the generic for wants, closing value included.
 function imap.new(pool, where, f, items, given, ordered)
-    pool:_check()
     options.func(where, f)
     local list, source = options.items(where, items)
     local opts = options.read(options.IMAP, where, given)
@@ -246,7 +246,7 @@ function imap.new(pool, where, f, items, given, ordered)
         chunksize = min(size, buffer), buffersize = buffer,
         read = 0, given = 0, over = false, first = 1, last = 0, came = {}, at = 1,
     }, meta)
-    pool:_imap_open(job)
+    ending.imap_open(pool, job)
     fill(self)
     return self, nil, nil, self
 end

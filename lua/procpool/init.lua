@@ -62,6 +62,7 @@ local function config_for(opts, state)
         retries = opts.retries or 0, seed = opts.seed,
         name = opts.name or "pool", log = log, events = events,
         start = start, stop = stop, after = after, reseed = reseed,
+        newerror = errors.new,
         failed = intake.on_failed(state),
         event = events and intake.on_event(state) or nil,
         finished = state.finished,

@@ -7,124 +7,34 @@
 -- more; coroutines the task makes are beyond its reach.
 
 local core = require("procpool.core")
-local errors = require("procpool.errors")
+local inline_task = require("procpool.inline_task")
 local worker_side = require("procpool.worker")
 
 local encode, decode, now = core.encode, core.decode, core.now
-local debug, error, getmetatable, os = debug, error, getmetatable, os
+local guarded, failure = inline_task.run, inline_task.failure
 local pack, unpack = table.pack, table.unpack
-local pcall, setmetatable, tostring, type = pcall, setmetatable, tostring, type
-local xpcall = xpcall
+local ipairs, setmetatable, type = ipairs, setmetatable, type
 
 local Inline = {}
 local meta = { __name = "procpool.Inline", __index = Inline }
 
 local STARTS = 5 -- failed ones in a row that break the pool
 
+-- Notes an event for the next take; prints it if asked to, as the keeper does.
 local function emit(self, kind, extra)
-    local life = self.life
-    local pending = self.pending
-    pending[#pending + 1] = {
+    local config, pending = self.config, self.pending
+    local event = {
         event = kind, time = now(), pid = core.getpid(),
-        generation = life and life.generation or self.generation, extra = extra,
+        generation = self.generation, extra = extra,
     }
-end
-
--- Running user code ----------------------------------------------------------
-
--- What an os.exit in a task raises.
-local Exit = { __tostring = function(e) return e.text end }
-
-local function trapped_exit(code)
-    local status = (code == nil or code == true) and 0 or code or 1
-    error(setmetatable({
-        text = ("task called os.exit(%s)"):format(tostring(status)),
-        status = status,
-    }, Exit), 0)
-end
-
-local function explain(err)
-    return { value = err, traceback = debug.traceback(nil, 2) }
-end
-
--- Raises `limit` once in the running code when the time is over.
-local function arm(limit)
-    local deadline = now() + limit.timeout
-    debug.sethook(function()
-        if now() >= deadline then
-            debug.sethook()
-            limit.struck = true
-            error(limit.error)
-        end
-    end, "", 1000)
-end
-
--- A call across which a task cannot yield, as in a worker.
-local function without_yields(f, ...)
-    local results
-    local args = pack(...)
-    ;("x"):gsub("x", function()
-        results = pack(f(unpack(args, 1, args.n)))
-    end)
-    return unpack(results, 1, results.n)
-end
-
--- Calls f under a handler, with os.exit trapped and the time limited.
-local function guarded(timeout, f, ...)
-    local exit = os.exit
-    local hook, mask, count = debug.gethook()
-    local limit = timeout and { timeout = timeout }
-    os.exit = trapped_exit -- luacheck: ignore 122
-    if limit then
-        limit.error = errors.new("timelimit",
-            ("time limit of %g s exceeded"):format(timeout))
-        arm(limit)
+    if config.events then
+        pending[#pending + 1] = event
     end
-    local out
-    if coroutine.isyieldable() then
-        out = pack(xpcall(without_yields, explain, f, ...))
-    else
-        out = pack(xpcall(f, explain, ...))
+    if config.log > 0 then
+        local detail = extra and extra.reason and (" (%s)"):format(extra.reason) or ""
+        io.stderr:write(("procpool %s: %.3f %s worker 1 pid %d generation %d%s\n")
+            :format(config.name, event.time, kind, event.pid, event.generation, detail))
     end
-    if limit then
-        debug.sethook(hook, mask, count)
-    end
-    os.exit = exit -- luacheck: ignore 122
-    return out, limit
-end
-
--- What an error value says, without trusting it.
-local function text_of(value)
-    local kind = type(value)
-    if kind == "string" or kind == "number" then
-        return tostring(value)
-    elseif errors.is(value) then
-        return tostring(value.message)
-    end
-    local mt = getmetatable(value)
-    if type(mt) == "table" and mt.__tostring then
-        local ok, text = pcall(tostring, value)
-        if ok and type(text) == "string" then
-            return text
-        end
-    end
-    return ("(error object is a %s value)"):format(kind)
-end
-
--- The failure to report for what a call raised.
-local function failure(raised, limit)
-    local value, traceback = raised.value, raised.traceback
-    if type(value) == "table" and getmetatable(value) == Exit then
-        return { "error", value.text, info = { exitcode = value.status } }
-    elseif limit and value == limit.error then
-        return { "timelimit", value.message, traceback }
-    end
-    local data = encode("error", value)
-    local ok, copy
-    if data then
-        ok, copy = decode(data)
-    end
-    return { "error", text_of(value), traceback, ok and copy or nil }
 end
 
 -- The one worker -------------------------------------------------------------
@@ -312,10 +222,8 @@ local function deliver(self, outcome)
     local job, config = outcome.job, self.config
     local index, failed = outcome.index, outcome.failure
     if outcome.event then
-        if config.event then
-            config.event(outcome.event, outcome.time, 1, outcome.pid,
-                outcome.generation, outcome.extra)
-        end
+        config.event(outcome.event, outcome.time, 1, outcome.pid,
+            outcome.generation, outcome.extra)
         return 0
     end
     local values

@@ -16,7 +16,8 @@ local error, setmetatable = error, setmetatable
 
 local map = {}
 
-local BIGGEST = 16384 -- items in a chunk we choose
+local BIGGEST = 16384   -- items in a chunk we choose
+local LIMIT = 1 << 20   -- items in any chunk
 
 -- Chunks shrink towards the end (a share of what remains), so that workers
 -- finish together; and each is a small part of the whole, so that an item that
@@ -41,6 +42,7 @@ end
 -- callback never waits. Returns how many may be queued now.
 local function admit(pool, size)
     local most = pool._maxpending
+    size = min(size, LIMIT)
     if not most or pool._intake.depth > 0 then
         return size
     end
@@ -180,7 +182,6 @@ local Abandoned = {
 
 --- map and starmap, blocking or not.
 function map.run(pool, where, f, items, given, spread, blocking)
-    pool:_check()
     local opts = options.chunked(
         blocking and options.MAP or options.MAP_ASYNC, where, given)
     local job = submit(pool, where, f, items, opts, spread)

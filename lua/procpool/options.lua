@@ -5,167 +5,13 @@
 -- error that names the nearest known one. Values come out normalised: integers
 -- are integers, "never" is nil.
 
-local getinfo = debug.getinfo
-local error, pairs, tostring, type = error, pairs, tostring, type
-local getmetatable = getmetatable
-local min = math.min
-local math_type, tointeger = math.type, math.tointeger
+local check = require("procpool.check")
 
-local options = {}
+local bad, fail, callable = check.bad, check.fail, check.callable
+local pairs, tostring, type = pairs, tostring, type
+local math_type, min = math.type, math.min
 
--- Errors ---------------------------------------------------------------------
-
-local HERE = getinfo(1, "S").source:match("^@.*[/\\]")
-
---- Raises `text`, blaming the nearest Lua line outside this library.
----@param text string
-local function fail(text)
-    local level = 2
-    while HERE do
-        local info = getinfo(level, "S")
-        if not info then
-            break
-        elseif info.what ~= "C" and info.source:sub(1, #HERE) ~= HERE then
-            return error(text, level)
-        end
-        level = level + 1
-    end
-    return error(text, 3)
-end
-options.fail = fail
-
---- What was passed, for the end of a message.
-local function got(v)
-    local kind = type(v)
-    if kind == "number" then
-        return v ~= v and "NaN" or tostring(v)
-    elseif kind == "string" then
-        return ("string %q"):format(#v > 20 and v:sub(1, 20) .. "..." or v)
-    elseif kind == "boolean" then
-        return tostring(v)
-    elseif kind == "nil" then
-        return "no value"
-    end
-    return kind
-end
-
-local function bad(what, name, where, expected, v)
-    return fail(("bad %s '%s' to '%s' (%s expected, got %s)"):format(
-        what, name, where, expected, got(v)))
-end
-
---- Edit distance, a swap of neighbours counting one.
-local function distance(a, b)
-    local before, last, row
-    row = {}
-    for j = 0, #b do
-        row[j] = j
-    end
-    for i = 1, #a do
-        before, last, row = last, row, { [0] = i }
-        for j = 1, #b do
-            local same = a:byte(i) == b:byte(j)
-            local best = min(last[j] + 1, row[j - 1] + 1,
-                last[j - 1] + (same and 0 or 1))
-            if i > 1 and j > 1 and a:byte(i) == b:byte(j - 1)
-                and a:byte(i - 1) == b:byte(j) then
-                best = min(best, before[j - 2] + 1)
-            end
-            row[j] = best
-        end
-    end
-    return row[#b]
-end
-
-local function nearest(name, set)
-    local best, least
-    for known in pairs(set) do
-        local d = distance(name:lower(), known)
-        if not least or d < least or d == least and known < best then
-            best, least = known, d
-        end
-    end
-    return best
-end
-
--- Checkers: each has `expected` and check(v) -> value, or nil when wrong ------
-
-local FOREVER = 1e9 -- seconds; keeps arithmetic in the core far from overflow
-
-local function whole(v)
-    return math_type(v) and tointeger(v) or nil
-end
-
-local function integer(low, high)
-    return {
-        expected = high and ("an integer from %d to %d"):format(low, high)
-            or low and ("an integer >= %d"):format(low) or "an integer",
-        check = function(v)
-            v = whole(v)
-            if v and (not low or v >= low) and (not high or v <= high) then
-                return v
-            end
-        end,
-    }
-end
-
-local seconds = {
-    expected = "a number of seconds > 0",
-    check = function(v)
-        return math_type(v) and v > 0 and min(v, FOREVER) + 0.0 or nil
-    end,
-}
-
-local pause = {
-    expected = "a number of seconds >= 0",
-    check = function(v)
-        return math_type(v) and v >= 0 and min(v, FOREVER) + 0.0 or nil
-    end,
-}
-
-local fraction = {
-    expected = "a number >= 0 and < 1",
-    check = function(v)
-        return math_type(v) and v >= 0 and v < 1 and v + 0.0 or nil
-    end,
-}
-
-local function callable(v)
-    if type(v) == "function" then
-        return v
-    end
-    local meta = getmetatable(v)
-    if type(v) == "table" and type(meta) == "table"
-        and type(meta.__call) == "function" then
-        return v
-    end
-end
-
-local func = { expected = "a function", check = callable }
-
-local list = {
-    expected = "a table",
-    check = function(v) return type(v) == "table" and v or nil end,
-}
-
-local title = {
-    expected = "a string without zeros",
-    check = function(v)
-        return type(v) == "string" and not v:find("\0", 1, true) and v or nil
-    end,
-}
-
-local errors_mode = {
-    expected = '"raise" or "collect"',
-    check = function(v) return (v == "raise" or v == "collect") and v or nil end,
-}
-
-local progress = {
-    expected = "true or a function",
-    check = function(v) return v == true and v or callable(v) end,
-}
-
-local any = { expected = "a value", check = function(v) return v end }
+local options = { fail = fail }
 
 -- Sets of options ------------------------------------------------------------
 
@@ -193,23 +39,23 @@ local MAXPROCESSES = 1024
 ---@field name string?               shown by ps
 ---@field onevent fun(event: procpool.Event)? called in the parent
 options.POOL = {
-    processes = integer(0, MAXPROCESSES),
-    initializer = func, initargs = list, inittimeout = seconds,
-    finalizer = func,
-    maxtasksperchild = integer(1), maxageperchild = seconds,
-    maxmemoryperchild = integer(1), recycleif = func,
-    recyclejitter = fraction, idletimeout = seconds,
-    minprocesses = integer(0, MAXPROCESSES),
-    timeout = seconds, grace = pause, retries = integer(0),
-    seed = integer(), shared = any, maxpending = integer(1), name = title,
-    onevent = func,
+    processes = check.integer(0, MAXPROCESSES),
+    initializer = check.func, initargs = check.list, inittimeout = check.seconds,
+    finalizer = check.func,
+    maxtasksperchild = check.integer(1), maxageperchild = check.seconds,
+    maxmemoryperchild = check.integer(1), recycleif = check.func,
+    recyclejitter = check.fraction, idletimeout = check.seconds,
+    minprocesses = check.integer(0, MAXPROCESSES),
+    timeout = check.seconds, grace = check.pause, retries = check.integer(0),
+    seed = check.integer(), shared = check.any, maxpending = check.integer(1), name = check.title,
+    onevent = check.func,
 }
 
 ---@class procpool.TaskOptions
 ---@field timeout number?   time limit of each task
 ---@field grace number?     seconds between the error and the kill
 ---@field retries integer?  runs again of a task whose worker died
-options.TASK = { timeout = seconds, grace = pause, retries = integer(0) }
+options.TASK = { timeout = check.seconds, grace = check.pause, retries = check.integer(0) }
 
 local function extend(base, more)
     local set = {}
@@ -221,27 +67,27 @@ end
 ---@class procpool.AsyncOptions: procpool.TaskOptions
 ---@field callback function?                          gets what get would return
 ---@field error_callback fun(err: procpool.Error)?
-options.ASYNC = extend(options.TASK, { callback = func, error_callback = func })
+options.ASYNC = extend(options.TASK, { callback = check.func, error_callback = check.func })
 
 ---@class procpool.MapOptions: procpool.TaskOptions
 ---@field chunksize integer?              default: self-tuning
 ---@field errors ("raise"|"collect")?     default "raise"
 ---@field progress (true|fun(done: integer, total: integer))?
 options.MAP = extend(options.TASK, {
-    chunksize = integer(1), errors = errors_mode, progress = progress,
+    chunksize = check.integer(1), errors = check.errors_mode, progress = check.progress,
 })
 
 ---@class procpool.MapAsyncOptions: procpool.MapOptions
 ---@field callback function?
 ---@field error_callback fun(err: procpool.Error)?
 options.MAP_ASYNC = extend(options.MAP,
-    { callback = func, error_callback = func })
+    { callback = check.func, error_callback = check.func })
 
 ---@class procpool.ImapOptions: procpool.TaskOptions
 ---@field chunksize integer?   default 1
 ---@field buffersize integer?  items read ahead, default 2*processes*chunksize, at least 16
 options.IMAP = extend(options.TASK,
-    { chunksize = integer(1), buffersize = integer(1) })
+    { chunksize = check.integer(1), buffersize = check.integer(1) })
 
 local NONE = {}
 
@@ -264,7 +110,7 @@ function options.read(set, where, given)
                 tostring(name), where)
             if type(name) == "string" then
                 text = ("%s (did you mean '%s'?)"):format(
-                    text, nearest(name, set))
+                    text, check.nearest(name, set))
             end
             fail(text)
         end
@@ -355,7 +201,7 @@ function options.items(where, items)
     if n == nil then
         return items, #items
     end
-    local size = whole(n)
+    local size = check.whole(n)
     if not size or size < 0 then
         bad("argument", "items.n", where, "an integer >= 0", n)
     end
@@ -369,12 +215,12 @@ function options.deadline(where, timeout, now)
     elseif not math_type(timeout) or timeout ~= timeout or timeout < 0 then
         bad("argument", "timeout", where, "a number of seconds >= 0", timeout)
     end
-    return timeout < FOREVER and now() + timeout or nil
+    return timeout < check.FOREVER and now() + timeout or nil
 end
 
 --- An integer argument within bounds.
 function options.integer(where, name, v, low, high)
-    local value = whole(v)
+    local value = check.whole(v)
     if not value or value < low or value > high then
         bad("argument", name, where,
             ("an integer from %d to %d"):format(low, high), v)

@@ -6,6 +6,7 @@
 -- raises in any other. Runs in the parent alone.
 
 local core = require("procpool.core")
+local ending = require("procpool.ending")
 local errors = require("procpool.errors")
 local imap = require("procpool.imap")
 local intake = require("procpool.intake")
@@ -15,8 +16,8 @@ local result = require("procpool.result")
 
 local now, getpid = core.now, core.getpid
 local take = intake.take
-local error, getmetatable, next, pairs = error, getmetatable, next, pairs
-local pcall, setmetatable, type = pcall, setmetatable, type
+local error, getmetatable, pairs = error, getmetatable, pairs
+local setmetatable, type = setmetatable, type
 local unpack = table.unpack
 
 ---@class procpool.Pool
@@ -41,9 +42,8 @@ local NONE = {}
 
 -- Checks ---------------------------------------------------------------------
 
---- Raises unless called on a pool, in the process that made it.
----@private
-function Pool:_check()
+-- Raises unless called on a pool, in the process that made it.
+local function check(self)
     if type(self) ~= "table" or getmetatable(self) ~= meta then
         options.fail("bad argument 'self' (a procpool.Pool expected, got "
             .. type(self) .. "; call methods with a colon)")
@@ -52,6 +52,9 @@ function Pool:_check()
             :format(self._owner, getpid()))
     end
 end
+
+---@private
+Pool._check = check
 
 --- The error object for a refused submission.
 ---@private
@@ -98,9 +101,14 @@ local function submit(self, job, f, args, opts)
     end
 end
 
--- The checks every call of one task makes; kept apart from the usual path.
+-- The checks of a call. The first line sees that all is as usual; only what
+-- is not is looked at closely.
 local function check_call(self, where, f, args)
-    Pool._check(self)
+    if type(f) == "function" and type(args) == "table" and args.n == nil
+        and self._state == "running" and getpid() == self._owner then
+        return
+    end
+    check(self)
     options.func(where, f)
     options.args(where, args)
     if self._state ~= "running" then
@@ -161,6 +169,7 @@ end
 ---@return table results                 with `n`
 ---@return integer? failures             with errors = "collect"
 function Pool:map(f, items, opts)
+    check(self)
     return map.run(self, "map", f, items, opts, false, true)
 end
 
@@ -170,6 +179,7 @@ end
 ---@param opts (integer|procpool.MapAsyncOptions)?
 ---@return procpool.AsyncResult
 function Pool:map_async(f, items, opts)
+    check(self)
     return map.run(self, "map_async", f, items, opts, false, false)
 end
 
@@ -180,6 +190,7 @@ end
 ---@return table results
 ---@return integer? failures
 function Pool:starmap(f, arglists, opts)
+    check(self)
     return map.run(self, "starmap", f, arglists, opts, true, true)
 end
 
@@ -189,6 +200,7 @@ end
 ---@param opts (integer|procpool.MapAsyncOptions)?
 ---@return procpool.AsyncResult
 function Pool:starmap_async(f, arglists, opts)
+    check(self)
     return map.run(self, "starmap_async", f, arglists, opts, true, false)
 end
 
@@ -202,6 +214,7 @@ end
 ---@return nil
 ---@return procpool.Imap closing
 function Pool:imap(f, items, opts)
+    check(self)
     return imap.new(self, "imap", f, items, opts, true)
 end
 
@@ -214,81 +227,23 @@ end
 ---@return nil
 ---@return procpool.Imap closing
 function Pool:imap_unordered(f, items, opts)
+    check(self)
     return imap.new(self, "imap_unordered", f, items, opts, false)
-end
-
--- Called by imap: a closed pool stays open for what an imap has yet to read.
-
----@private
-function Pool:_imap_open(job)
-    self._imaps[job] = true
-end
-
----@private
-function Pool:_imap_done(job)
-    self._imaps[job] = nil
-    if self._state == "closed" and not self._draining and not next(self._imaps) then
-        self._draining = true
-        self._handle:close()
-    end
 end
 
 -- The end --------------------------------------------------------------------
 
 --- No new tasks; those submitted finish, and open imaps go on.
 function Pool:close()
-    self:_check()
-    if self._state == "running" then
-        self._state = "closed"
-        if not next(self._imaps) then
-            self._draining = true
-            self._handle:close()
-        end
-    end
-end
-
--- Tells the engine to terminate and waits a moment for its processes.
-local function kill(self)
-    self._state = "terminated"
-    self._handle:terminate()
-    self._handle:join(now() + 0.9)
+    check(self)
+    ending.close(self)
 end
 
 --- Kills at once and reaps; unfinished tasks fail with kind `terminated`.
 function Pool:terminate()
-    self:_check()
-    if self._state ~= "terminated" then
-        kill(self)
-    end
+    check(self)
+    ending.terminate(self)
     take(self._intake)
-end
-
--- Waits for the end, taking in. Returns whether it came before the deadline,
--- and the round of callbacks, if one of them raised (`patient`: the first such
--- round, after the end).
-local function drain(self, deadline, patient)
-    local state, handle = self._intake, self._handle
-    local trouble
-    if not self._draining and self._state == "closed" then
-        self._draining = true
-        handle:close()
-    end
-    local _, round = intake.take_quietly(state)
-    while true do
-        trouble = trouble or round
-        if trouble and not patient then
-            return false, trouble
-        elseif handle:unfinished() == 0 then
-            break
-        elseif deadline and now() >= deadline then
-            return false, trouble
-        end
-        handle:wait(deadline)
-        _, round = intake.take_quietly(state)
-    end
-    local gone = handle:join(deadline)
-    _, round = intake.take_quietly(state)
-    return gone, trouble or round
 end
 
 --- After close or terminate: waits until every process is gone.
@@ -296,58 +251,26 @@ end
 ---@return true?
 ---@return "timeout"?
 function Pool:join(timeout)
-    self:_check()
+    check(self)
     local deadline = options.deadline("join", timeout, now)
     if self:state() == "running" then
         options.fail("the pool is running: close or terminate it before join")
     end
-    local gone, trouble = drain(self, deadline, false)
-    if trouble then
-        error(trouble.err, 0)
-    elseif gone then
+    if ending.join(self, deadline) then
         return true
     end
     return nil, "timeout"
 end
 
--- Left normally: closed and joined, whatever callbacks raise on the way. Left
--- by an error, or interrupted while joining: terminated.
-function meta:__close(err)
-    if getpid() ~= self._owner then
-        return
-    elseif err ~= nil then
-        if self._state ~= "terminated" then
-            pcall(kill, self)
-        end
-        pcall(intake.take_quietly, self._intake)
-        return
-    end
-    if self._state == "running" then
-        self._state = "closed"
-    end
-    local ok, gone, trouble = pcall(drain, self, nil, true)
-    if not ok then
-        kill(self)
-        error(gone, 0)
-    elseif trouble then
-        error(trouble.err, 0)
-    end
-end
-
--- Forgotten: terminated without a wait, and without callbacks.
-function meta:__gc()
-    if self._owner == getpid() and self._state ~= "terminated" then
-        self._state = "terminated"
-        pcall(self._handle.terminate, self._handle)
-    end
-end
+meta.__close = ending.leave
+meta.__gc = ending.forget
 
 -- Control and watching -------------------------------------------------------
 
 --- Grows or shrinks; busy workers finish their task first.
 ---@param n integer
 function Pool:resize(n)
-    self:_check()
+    check(self)
     n = options.integer("resize", "n", n, 1, options.MAXPROCESSES)
     self:_accept()
     if self.processes == 0 then
@@ -360,7 +283,7 @@ end
 --- Gracefully replaces one worker or, a few at a time, all.
 ---@param id integer?
 function Pool:recycle(id)
-    self:_check()
+    check(self)
     if id ~= nil then
         id = options.integer("recycle", "id", id, 1, self.processes > 0 and self.processes or 1)
     end
@@ -373,7 +296,7 @@ end
 ---@param timeout number?
 ---@return integer # tasks completed
 function Pool:poll(timeout)
-    self:_check()
+    check(self)
     local deadline = options.deadline("poll", timeout or 0, now)
     local state, handle = self._intake, self._handle
     local n = take(state)
@@ -393,7 +316,7 @@ end
 --- A descriptor that is readable while poll has something to do.
 ---@return integer
 function Pool:fileno()
-    self:_check()
+    check(self)
     local fd = self._handle:fileno()
     if not fd then
         options.fail("an inline pool (processes = 0) has no descriptor")
@@ -404,7 +327,7 @@ end
 --- Where the pool stands.
 ---@return "running"|"closed"|"terminated"|"broken"
 function Pool:state()
-    self:_check()
+    check(self)
     if self._state ~= "terminated" and self._handle:state() == "broken" then
         return "broken"
     end
@@ -443,7 +366,7 @@ end
 --- Counters, and one row per worker.
 ---@return procpool.Stats
 function Pool:stats()
-    self:_check()
+    check(self)
     local state = self._intake
     take(state)
     local stats = self._handle:stats()
@@ -458,6 +381,9 @@ end
 function meta:__tostring()
     if getpid() ~= self._owner then
         return ("procpool.Pool (of process %d)"):format(self._owner)
+    end
+    if self.processes == 0 then
+        return ("procpool.Pool (%s, inline)"):format(self:state())
     end
     local live = 0
     for _, worker in pairs(self._handle:stats().workers) do
