@@ -75,6 +75,7 @@ local function send(self)
             self.problem = { kind ~= "full" and pool:_refusal(kind, text)
                 or errors.new("unserializable", text or "an item is too large") }
             self.over, self.first = true, self.last + 1
+            return true
         end
     end
     return true

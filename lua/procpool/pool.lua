@@ -297,10 +297,11 @@ end
 ---@return integer # tasks completed
 function Pool:poll(timeout)
     check(self)
-    local deadline = options.deadline("poll", timeout or 0, now)
+    timeout = timeout == nil and 0 or timeout
+    local deadline = options.deadline("poll", timeout, now)
     local state, handle = self._intake, self._handle
     local n = take(state)
-    while n == 0 and timeout and timeout > 0 do
+    while n == 0 and timeout > 0 do
         if not deadline and handle:unfinished() == 0 then
             return 0 -- nothing would ever come
         end
