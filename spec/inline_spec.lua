@@ -3,7 +3,8 @@
 
 local describe, it, assert = describe, it, assert
 local before_each, after_each = before_each, after_each
-local _ENV = _G -- busted gives files an environment, which cannot travel
+local _ENV = _G -- luacheck: ignore 211
+-- (busted gives files an environment, which cannot travel)
 
 local procpool = require("procpool")
 
@@ -90,7 +91,7 @@ describe("an inline pool", function()
         local ran = {}
         _G.inline_ran = ran
         pcall(pool.map, pool, function(x)
-            inline_ran[x] = true -- luacheck: ignore 113
+            inline_ran[x] = true -- luacheck: ignore 112 113
             if x == 2 then error("stop") end
         end, { 1, 2, 3, 4 })
         _G.inline_ran = nil
@@ -396,14 +397,14 @@ describe("an inline imap", function()
     it("reads at most buffersize items ahead", function()
         local read = 0
         local function items() read = read + 1; return read end
-        local it = pool:imap(triple, items, { buffersize = 5 })
+        local iter = pool:imap(triple, items, { buffersize = 5 })
         assert.is_true(read <= 5)
         for k = 1, 100 do
-            assert.same({ k, 3 * k }, { it:next() })
+            assert.same({ k, 3 * k }, { iter:next() })
             assert.is_true(read <= k + 5)
         end
-        it:close()
-        assert.is_nil(it:next())
+        iter:close()
+        assert.is_nil(iter:next())
     end)
 
     it("stays in step for every chunksize", function()
@@ -421,13 +422,13 @@ describe("an inline imap", function()
     end)
 
     it("raises a failure at its turn and goes on", function()
-        local it = pool:imap(function(x) if x == 2 then error("two", 0) end return x end, { 1, 2, 3 })
-        assert.same({ 1, 1 }, { it:next() })
-        local err = fails("error", it.next, it)
+        local iter = pool:imap(function(x) if x == 2 then error("two", 0) end return x end, { 1, 2, 3 })
+        assert.same({ 1, 1 }, { iter:next() })
+        local err = fails("error", iter.next, iter)
         assert.equal(2, err.index)
-        assert.same({ 3, 3 }, { it:next(1) })
-        assert.is_nil(it:next())
-        assert.is_nil(it:next())
+        assert.same({ 3, 3 }, { iter:next(1) })
+        assert.is_nil(iter:next())
+        assert.is_nil(iter:next())
     end)
 
     it("is closed when the loop is left", function()
@@ -443,17 +444,17 @@ describe("an inline imap", function()
     it("goes on after close, ends at join", function()
         local items = {}
         for i = 1, 40 do items[i] = i end
-        local it = pool:imap(triple, items)
+        local iter = pool:imap(triple, items)
         pool:close()
-        for k = 1, 20 do assert.equal(k, (it:next())) end
+        for k = 1, 20 do assert.equal(k, (iter:next())) end
         assert.is_true(pool:join())
         local last
         local ok, err = pcall(function()
-            while true do last = it:next() or error("no closed error") end
+            while true do last = iter:next() or error("no closed error") end
         end)
         assert.is_false(ok)
         assert.equal("closed", err.kind)
         assert.is_true(last >= 20)
-        assert.is_nil(it:next())
+        assert.is_nil(iter:next())
     end)
 end)
