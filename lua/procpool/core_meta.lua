@@ -19,6 +19,17 @@ function core.cpus() end
 ---@return integer
 function core.getpid() end
 
+--- Columns of the terminal behind a descriptor (0: unknown); nil: no terminal.
+---@param fd integer
+---@return integer?
+function core.columns(fd) end
+
+--- Do two descriptors lead to the same file, pipe or terminal?
+---@param a integer
+---@param b integer
+---@return boolean
+function core.samefile(a, b) end
+
 --- Two integers from the system's random source.
 ---@return integer, integer
 function core.random_seed() end

@@ -123,6 +123,9 @@ end
 
 -- Do two descriptors lead to the same file, pipe or terminal?
 local function same_file(a, b)
+    if core.samefile then
+        return core.samefile(a, b)
+    end
     local ok, stat = pcall(require, "posix.sys.stat")
     if not ok then
         return false

@@ -1,0 +1,66 @@
+-- docs/reference.md: its examples run, and it leaves nothing out.
+
+local describe, it, assert = describe, it, assert
+local _ENV = _G -- luacheck: ignore 211
+-- (busted gives files an environment, which cannot travel)
+
+local procpool = require("procpool")
+local options = require("procpool.options")
+
+local file = assert(io.open("docs/reference.md"))
+local text = file:read("a")
+file:close()
+
+-- The Lua blocks, with the line each begins at and the heading above it.
+local function blocks()
+    local list, heading, number, code, start = {}, "", 0, nil, nil
+    for line in text:gmatch("([^\n]*)\n") do
+        number = number + 1
+        if code and line == "```" then
+            list[#list + 1] = { code = table.concat(code, "\n"), line = start, heading = heading }
+            code = nil
+        elseif code then
+            code[#code + 1] = line
+        elseif line == "```lua" then
+            code, start = {}, number
+        elseif line:match("^##") then
+            heading = line:gsub("^#+%s*", "")
+        end
+    end
+    return list
+end
+
+describe("docs/reference.md", function()
+    for _, block in ipairs(blocks()) do
+        it(("line %d, %s"):format(block.line, block.heading), function()
+            local pool <close> = procpool.new(2)
+            local source = "local procpool, pool = ...\n" .. block.code
+            local chunk = assert(load(source, ("=reference.md:%d"):format(block.line)))
+            chunk(procpool, pool)
+        end)
+    end
+
+    it("names every option", function()
+        for _, set in ipairs { "POOL", "TASK", "ASYNC", "MAP", "MAP_ASYNC", "IMAP" } do
+            for name in pairs(options[set]) do
+                assert.is_truthy(text:find("`" .. name, 1, true), name)
+            end
+        end
+    end)
+
+    it("names every function and method", function()
+        for name in pairs(procpool) do
+            assert.is_truthy(text:find("procpool." .. name, 1, true), name)
+        end
+        local pool <close> = procpool.new(0)
+        for name in pairs(getmetatable(pool).__index) do
+            if not name:find("^_") then
+                assert.is_truthy(text:find("pool:" .. name .. "(", 1, true), name)
+            end
+        end
+        local result = pool:apply_async(math.abs, { 1 })
+        for name in pairs(getmetatable(result).__index) do
+            assert.is_truthy(text:find("result:" .. name .. "(", 1, true), name)
+        end
+    end)
+end)
