@@ -25,7 +25,7 @@ end
 ---@param self procpool.Pool
 function ending.close(self)
     if self._state == "running" then
-        self._state = "closed"
+        self._state, self._usual = "closed", false
         if not next(self._imaps) then
             stop_feeding(self)
         end
@@ -49,7 +49,7 @@ end
 ---@param self procpool.Pool
 function ending.terminate(self)
     if self._state ~= "terminated" then
-        self._state = "terminated"
+        self._state, self._usual = "terminated", false
         self._handle:terminate()
         self._handle:join(now() + 0.9)
     end
