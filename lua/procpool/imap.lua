@@ -210,8 +210,8 @@ end
 -- A collected iterator: the core may be at work, so only a note is left.
 function meta:__gc()
     if not self.closed and self.given < self.read then
-        local dropped = self.pool._intake.dropped
-        dropped[#dropped + 1] = self.job
+        local state = self.pool._intake
+        state.dropped[#state.dropped + 1], state.news = self.job, true
     end
 end
 

@@ -44,6 +44,7 @@ function intake.new(onevent)
         events = {},
         displays = {},   -- progress of running maps
         queue = {}, first = 1, last = 0, -- jobs to settle, events to tell
+        news = false,    -- any of these may have something, finished aside
         depth = 0,       -- > 0: inside user code
         taken = 0, bad = 0,
         counts = { failed = 0, cancelled = 0, lost = 0, timelimit = 0, memory = 0 },
@@ -74,7 +75,7 @@ function intake.on_failed(self)
             job.failures = job.failures + 1
         elseif not job.failure then
             job.failure = err
-            aborted[#aborted + 1] = job
+            aborted[#aborted + 1], self.news = job, true
         elseif not job.settled and index < job.failure.index then
             job.failure = err
         end
@@ -93,7 +94,7 @@ function intake.on_event(self)
             event.reason, event.error = extra.reason, extra.error
             event.attempt = extra.attempt
         end
-        events[#events + 1] = event
+        events[#events + 1], self.news = event, true
     end
 end
 
@@ -200,6 +201,7 @@ end
 --- Runs what has to run after a delivery; raises the first error of it.
 local function deliver(self)
     local round = {}
+    self.news = true -- a nested call goes on with the queue
     collect(self)
     if self.displays[1] then
         show_progress(self, round)
@@ -214,29 +216,34 @@ local function deliver(self)
             call(self, round, self.onevent, item)
         end
     end
+    self.news = self.displays[1] ~= nil
     return round
 end
 
 --- Takes in what has arrived, runs callbacks. Returns the number of tasks
 --- that ended, and the round of callbacks if one of them raised.
-local function take_quietly(self)
+---@return integer
+---@return table? round
+function intake.take_quietly(self)
     local n = self.handle:take()
     self.taken = self.taken + n
-    if self.finished[1] or self.aborted[1] or self.events[1]
-        or self.displays[1] or self.dropped[1] or self.first <= self.last then
+    if self.news or self.finished[1] then
         local round = deliver(self)
         return n, round.failed and round or nil
     end
     return n
 end
-intake.take_quietly = take_quietly
 
 --- The same; an error of a callback is raised.
 ---@return integer
 function intake.take(self)
-    local n, round = take_quietly(self)
-    if round then
-        error(round.err, 0)
+    local n = self.handle:take()
+    self.taken = self.taken + n
+    if self.news or self.finished[1] then
+        local round = deliver(self)
+        if round.failed then
+            error(round.err, 0)
+        end
     end
     return n
 end

@@ -229,8 +229,8 @@ function progress.attach(pool, job, how)
     else
         display.f = how
     end
-    local displays = pool._intake.displays
-    displays[#displays + 1] = display
+    local state = pool._intake
+    state.displays[#state.displays + 1], state.news = display, true
 end
 
 return progress

@@ -33,6 +33,7 @@ local unpack = table.unpack
 ---@field private notify boolean?
 ---@field private settled boolean?
 ---@field private waiter thread?
+---@field private cancelled boolean?  asked for
 ---@field private abandoned boolean?  nobody waits for it any more
 local AsyncResult = {}
 
@@ -149,7 +150,8 @@ function AsyncResult:cancel()
     if self.kind == "call" then
         return handle:cancel(self.ticket) ~= nil
     end
-    return intake.cancel(handle, self)
+    self.cancelled = intake.cancel(handle, self)
+    return self.cancelled
 end
 
 --- Where it stands.
@@ -157,6 +159,9 @@ end
 function AsyncResult:status()
     if look(self) then
         local failure = self.failure
+        if self.cancelled and self.collect and self.failures > 0 then
+            return "cancelled"
+        end
         return not failure and "done"
             or failure.kind == "cancelled" and "cancelled" or "failed"
     end
