@@ -75,7 +75,7 @@ setup:
 # Files are made under another name and renamed, so that neither a running
 # process nor a second make in this tree ever meets half of one.
 
-$(MODULE): $(BINDING_OBJ) $(ENGINE_OBJ)
+$(MODULE): $(BINDING_OBJ) $(ENGINE_OBJ) | $(BUILD)/lua-checked
 	@mkdir -p $(@D)
 	$(CC) $(LIBFLAG) -o $@.$$$$ $^ $(LINK) && mv -f $@.$$$$ $@
 
