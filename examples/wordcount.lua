@@ -37,7 +37,7 @@ end
 local function walk(dir, visit, trouble)
     local good, names = pcall(dirent.dir, dir)
     if not good then
-        return trouble(tostring(names):match("[^:]+: .*") or dir)
+        return trouble(tostring(names):match("%((.+)%)$") or dir)
     end
     table.sort(names)
     for _, name in ipairs(names) do
