@@ -1,0 +1,229 @@
+/*
+** codec_state.c - memory that outlives a message, the set of objects met,
+** and the work stack with its window on the Lua stack.
+**
+** Run by parent and workers, inside codec_encode and codec_decode. Memory
+** comes from malloc and belongs to a userdata whose __gc frees it; nothing
+** here raises except Lua's own memory error.
+*/
+#include "codec_state.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <lauxlib.h>
+
+enum {
+    SEEN_FIRST = 32,
+    SEEN_KEPT = 1 << 10,        /* larger memory is not kept for later */
+    FRAMES_KEPT = 1 << 14,
+    SCRATCH_KEPT = 1 << 20
+};
+
+static char registry_key;       /* its address is the key */
+
+static int codec_gc(lua_State *L)
+{
+    codec_t *c = lua_touserdata(L, 1);
+    free(c->seen.entries);
+    free(c->frames);
+    free(c->scratch);
+    memset(c, 0, sizeof *c);
+    return 0;
+}
+
+static codec_t *codec_new(lua_State *L)
+{
+    names_t *names = names_get(L);
+    codec_t *c = lua_newuserdatauv(L, sizeof *c, 1);
+    memset(c, 0, sizeof *c);
+    c->names = names;
+    if (luaL_newmetatable(L, "procpool.codec")) {
+        lua_pushcfunction(L, codec_gc);
+        lua_setfield(L, -2, "__gc");
+    }
+    lua_setmetatable(L, -2);
+    lua_createtable(L, SLOTS, 0);
+    lua_setiuservalue(L, -2, SLOT_STRINGS);
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &registry_key);
+    return c;
+}
+
+codec_t *codec_take(lua_State *L)
+{
+    codec_t *c = NULL;
+    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &registry_key) == LUA_TUSERDATA)
+        c = lua_touserdata(L, -1);
+    /* Busy: in use further out, or left so by an error. A new one takes its
+    ** place either way; the old one lives as long as its user. */
+    if (c == NULL || c->busy) {
+        lua_pop(L, 1);
+        c = codec_new(L);
+    }
+    c->busy = true;
+    if (++c->epoch == 0) {
+        memset(c->slots, 0, sizeof c->slots);
+        c->epoch = 1;
+    }
+    return c;
+}
+
+void codec_give_back(codec_t *c)
+{
+    if (c->seen.room > SEEN_KEPT) {
+        free(c->seen.entries);
+        memset(&c->seen, 0, sizeof c->seen);
+    }
+    if (c->frames_room > FRAMES_KEPT) {
+        free(c->frames);
+        c->frames = NULL;
+        c->frames_room = 0;
+    }
+    if (c->scratch_room > SCRATCH_KEPT) {
+        free(c->scratch);
+        c->scratch = NULL;
+        c->scratch_room = 0;
+    }
+    c->busy = false;
+}
+
+uint8_t *codec_scratch(codec_t *c, size_t size)
+{
+    if (size <= c->scratch_room)
+        return c->scratch;
+    size_t room = c->scratch_room * 2 > size ? c->scratch_room * 2 : size + 256;
+    uint8_t *more = realloc(c->scratch, room);
+    if (more == NULL)
+        return NULL;
+    c->scratch = more;
+    c->scratch_room = room;
+    return more;
+}
+
+/* Objects met: open addressing, never more than half full. */
+
+static inline size_t seen_place(const seen_t *s, const void *key)
+{
+    uint64_t h = ((uint64_t)(uintptr_t)key >> 3)
+                 * UINT64_C(0x9e3779b97f4a7c15);
+    return (size_t)(h >> 32) & (s->size - 1);
+}
+
+static int seen_resize(seen_t *s, size_t size)
+{
+    seen_entry_t *old = s->entries;
+    size_t old_size = s->size;
+    seen_entry_t *fresh = calloc(size, sizeof *fresh);
+    if (fresh == NULL)
+        return -1;
+    s->entries = fresh;
+    s->room = s->size = size;
+    for (size_t i = 0; i < old_size; i++) {
+        if (old[i].key == NULL)
+            continue;
+        size_t at = seen_place(s, old[i].key);
+        while (fresh[at].key != NULL)
+            at = (at + 1) & (size - 1);
+        fresh[at] = old[i];
+    }
+    free(old);
+    return 0;
+}
+
+/* A small message must not pay for clearing what a large one has left. */
+int seen_start(seen_t *s)
+{
+    s->count = 0;
+    s->size = 0;
+    if (s->entries == NULL)
+        return seen_resize(s, SEEN_FIRST);
+    s->size = SEEN_FIRST;
+    memset(s->entries, 0, s->size * sizeof *s->entries);
+    return 0;
+}
+
+int seen_add(seen_t *s, const void *key, uint64_t where)
+{
+    if (2 * (s->count + 1) > s->size && seen_resize(s, 4 * s->size) < 0)
+        return -1;
+    size_t at = seen_place(s, key);
+    while (s->entries[at].key != NULL)
+        at = (at + 1) & (s->size - 1);
+    s->entries[at].key = key;
+    s->entries[at].where = where;
+    s->count++;
+    return 0;
+}
+
+uint64_t *seen_find(seen_t *s, const void *key)
+{
+    size_t at = seen_place(s, key);
+    for (; s->entries[at].key != NULL; at = (at + 1) & (s->size - 1))
+        if (s->entries[at].key == key)
+            return &s->entries[at].where;
+    return NULL;
+}
+
+/* The window. Frame i of it owns stack slots base + 2i and base + 2i + 1. */
+
+static void spill_half(window_t *w)
+{
+    lua_State *L = w->L;
+    if (lua_isnil(L, w->spill)) {
+        lua_createtable(L, 2 * WINDOW, 0);
+        lua_replace(L, w->spill);
+    }
+    for (int i = 0; i < WINDOW; i++) {
+        lua_pushvalue(L, w->base + i);
+        lua_rawseti(L, w->spill, (lua_Integer)w->spilled * 2 + i + 1);
+    }
+    for (int i = w->base; i + WINDOW <= lua_gettop(L); i++)
+        lua_copy(L, i + WINDOW, i);
+    lua_pop(L, WINDOW);
+    w->spilled += WINDOW / 2;
+}
+
+/* The window is empty: brings the last half back, below what lies there. */
+static void reload_half(window_t *w)
+{
+    lua_State *L = w->L;
+    int above = lua_gettop(L) - (w->base - 1);
+    w->spilled -= WINDOW / 2;
+    for (int i = 0; i < WINDOW; i++)
+        lua_rawgeti(L, w->spill, (lua_Integer)w->spilled * 2 + i + 1);
+    lua_rotate(L, w->base, -above);
+}
+
+frame_t *window_push(window_t *w, codec_t *c)
+{
+    if (w->depth == c->frames_room) {
+        size_t room = c->frames_room ? c->frames_room * 2 : 32;
+        frame_t *more = realloc(c->frames, room * sizeof *more);
+        if (more == NULL)
+            return NULL;
+        c->frames = more;
+        c->frames_room = room;
+    }
+    if (!lua_checkstack(w->L, WINDOW + 16))
+        return NULL;
+    if (w->depth - w->spilled == WINDOW)
+        spill_half(w);
+    w->frames = c->frames;
+    return &w->frames[w->depth++];
+}
+
+void window_pop(window_t *w)
+{
+    w->depth--;
+    if (w->depth == w->spilled && w->spilled > 0)
+        reload_half(w);
+}
+
+void window_slot(window_t *w, size_t depth, int slot)
+{
+    if (depth < w->spilled)
+        lua_rawgeti(w->L, w->spill, (lua_Integer)depth * 2 + slot + 1);
+    else
+        lua_pushvalue(w->L, w->base + (int)(depth - w->spilled) * 2 + slot);
+}

@@ -1,0 +1,518 @@
+/*
+** names.c - the index from objects to names, and names back to objects.
+**
+** Two tables in the registry: the registered values by name, and the index, a
+** userdata with malloc'd memory: a hash of addresses and the names in wire
+** form one after the other. Its user value lists the indexed objects, so that
+** none of their addresses can become another's. Whatever the index says is
+** compared with the module as it is now before it is used.
+**
+** Run by parent and workers, each of which has its own. Nothing here calls
+** metamethods; the only user code is the module that names_resolve requires,
+** protected. Raises Lua's memory error only.
+*/
+#include "names.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <lauxlib.h>
+
+#include "codec_format.h"
+
+typedef struct entry {
+    const void *key;            /* NULL: free */
+    uint32_t at, size;          /* its wire form */
+} entry_t;
+
+struct names {
+    entry_t *entries;           /* never more than half full */
+    size_t room, count;         /* room: 0 or a power of two */
+    uint8_t *wires;
+    size_t wires_room, wires_used;
+    uint64_t stamp;             /* of package.loaded, see stamp_modules */
+    bool current;               /* false: to be built, whatever the stamp */
+    lua_Integer anchored;
+};
+
+static char names_key, registered_key;  /* registry; their addresses count */
+
+/* A name taken apart. `second` is empty except for NAME_FIELD. */
+typedef struct name {
+    int kind;
+    const char *first, *second;
+    size_t first_size, second_size;
+} name_t;
+
+static int names_gc(lua_State *L)
+{
+    names_t *n = lua_touserdata(L, 1);
+    free(n->entries);
+    free(n->wires);
+    memset(n, 0, sizeof *n);
+    return 0;
+}
+
+names_t *names_get(lua_State *L)
+{
+    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &names_key) == LUA_TUSERDATA) {
+        names_t *n = lua_touserdata(L, -1);
+        lua_pop(L, 1);
+        return n;
+    }
+    names_t *n = lua_newuserdatauv(L, sizeof *n, 1);
+    memset(n, 0, sizeof *n);
+    if (luaL_newmetatable(L, "procpool.names")) {
+        lua_pushcfunction(L, names_gc);
+        lua_setfield(L, -2, "__gc");
+    }
+    lua_setmetatable(L, -2);
+    lua_newtable(L);
+    lua_setiuservalue(L, -2, 1);
+    lua_newtable(L);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &registered_key);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &names_key);
+    lua_pop(L, 1);
+    return n;
+}
+
+/* The hash. */
+
+static size_t place_of(const names_t *n, const void *key)
+{
+    uint64_t h = ((uint64_t)(uintptr_t)key >> 3)
+                 * UINT64_C(0x9e3779b97f4a7c15);
+    return (size_t)(h >> 32) & (n->room - 1);
+}
+
+/* The entry of this key, or the free one where it belongs. */
+static entry_t *find(const names_t *n, const void *key)
+{
+    size_t at = place_of(n, key);
+    while (n->entries[at].key != NULL && n->entries[at].key != key)
+        at = (at + 1) & (n->room - 1);
+    return &n->entries[at];
+}
+
+bool names_known(const names_t *n, const void *address)
+{
+    return n->room > 0 && find(n, address)->key != NULL;
+}
+
+static bool grow_hash(names_t *n)
+{
+    names_t larger = *n;
+    larger.room = n->room ? n->room * 2 : 256;
+    larger.entries = calloc(larger.room, sizeof *larger.entries);
+    if (larger.entries == NULL)
+        return false;
+    for (size_t i = 0; i < n->room; i++)
+        if (n->entries[i].key != NULL)
+            *find(&larger, n->entries[i].key) = n->entries[i];
+    free(n->entries);
+    *n = larger;
+    return true;
+}
+
+/* The wire form: kind, then one or two names, each a size and bytes. */
+
+static size_t wire_room(const name_t *name)
+{
+    return 1 + 2 * SIZE_BYTES + name->first_size + name->second_size;
+}
+
+static size_t wire_write(uint8_t *start, const name_t *name)
+{
+    uint8_t *p = start;
+    *p++ = (uint8_t)name->kind;
+    p = size_write(p, name->first_size);
+    memcpy(p, name->first, name->first_size);
+    p += name->first_size;
+    if (name->kind == NAME_FIELD) {
+        p = size_write(p, name->second_size);
+        memcpy(p, name->second, name->second_size);
+        p += name->second_size;
+    }
+    return (size_t)(p - start);
+}
+
+/* Our own bytes, so they are whole. */
+static name_t wire_read(const uint8_t *p, size_t size)
+{
+    const uint8_t *end = p + size;
+    name_t name = { .kind = *p++, .second = "" };
+    uint64_t n = 0;
+    p = size_read(p, end, &n);
+    name.first = (const char *)p;
+    name.first_size = n;
+    if (name.kind == NAME_FIELD) {
+        p = size_read(p + n, end, &n);
+        name.second = (const char *)p;
+        name.second_size = n;
+    }
+    return name;
+}
+
+/* "module.field", one character at a time. */
+static size_t text_size(const name_t *name)
+{
+    return name->first_size
+           + (name->kind == NAME_FIELD ? 1 + name->second_size : 0);
+}
+
+static unsigned char text_at(const name_t *name, size_t i)
+{
+    if (i < name->first_size)
+        return (unsigned char)name->first[i];
+    i -= name->first_size;
+    return i == 0 ? '.' : (unsigned char)name->second[i - 1];
+}
+
+/* Registered, then the shorter, then the first in the alphabet. */
+static bool is_better(const name_t *a, const name_t *b)
+{
+    bool registered = a->kind == NAME_REGISTERED;
+    if (registered != (b->kind == NAME_REGISTERED))
+        return registered;
+    size_t size = text_size(a);
+    if (size != text_size(b))
+        return size < text_size(b);
+    for (size_t i = 0; i < size; i++)
+        if (text_at(a, i) != text_at(b, i))
+            return text_at(a, i) < text_at(b, i);
+    return false;
+}
+
+/* Where `size` bytes of wire form can be written, or NULL. */
+static uint8_t *wire_place(names_t *n, size_t size)
+{
+    if (n->wires_room - n->wires_used < size) {
+        size_t room = 2 * n->wires_room + size + 4096;
+        uint8_t *more = room > UINT32_MAX ? NULL : realloc(n->wires, room);
+        if (more == NULL)
+            return NULL;
+        n->wires = more;
+        n->wires_room = room;
+    }
+    return n->wires + n->wires_used;
+}
+
+/* Enters the object on top of the stack, unless it has a better name. Stack:
+** the list of objects is in slot `anchors`. */
+static void add(lua_State *L, names_t *n, int anchors, const name_t *name)
+{
+    const void *key = lua_topointer(L, -1);
+    uint8_t *wire = wire_place(n, wire_room(name));
+    if (wire == NULL || (2 * (n->count + 1) > n->room && !grow_hash(n)))
+        luaL_error(L, "not enough memory");
+    entry_t *entry = find(n, key);
+    if (entry->key != NULL) {
+        name_t old = wire_read(n->wires + entry->at, entry->size);
+        if (!is_better(name, &old))
+            return;
+    } else {
+        lua_pushvalue(L, -1);
+        lua_rawseti(L, anchors, ++n->anchored);
+        entry->key = key;
+        n->count++;
+    }
+    entry->at = (uint32_t)n->wires_used;
+    entry->size = (uint32_t)wire_write(wire, name);
+    n->wires_used += entry->size;
+}
+
+/* Building. Nothing below allocates a Lua object between two steps of a
+** traversal, so no finalizer can change what is being traversed. */
+
+static bool is_object(lua_State *L, int index)
+{
+    int type = lua_type(L, index);
+    return type == LUA_TTABLE || type == LUA_TFUNCTION
+           || type == LUA_TUSERDATA;
+}
+
+/* Slots that building uses. */
+typedef struct build {
+    names_t *n;
+    int anchors, index_name, globals;
+} build_t;
+
+/* Does the value on top of the stack travel by name as a field of a module? */
+static bool is_named_field(lua_State *L, const build_t *b, bool globals)
+{
+    if (lua_isfunction(L, -1))
+        return !globals || lua_iscfunction(L, -1);
+    if (!lua_istable(L, -1))
+        return false;
+    lua_pushvalue(L, b->index_name);
+    bool class = lua_rawget(L, -2) != LUA_TNIL;
+    lua_pop(L, 1);
+    return class;
+}
+
+/* The module on top of the stack. */
+static void add_fields(lua_State *L, const build_t *b, const name_t *module)
+{
+    bool globals = lua_rawequal(L, -1, b->globals);
+    name_t name = *module;
+    name.kind = NAME_FIELD;
+    lua_pushnil(L);
+    while (lua_next(L, -2)) {
+        if (lua_type(L, -2) == LUA_TSTRING && is_named_field(L, b, globals)) {
+            name.second = lua_tolstring(L, -2, &name.second_size);
+            add(L, b->n, b->anchors, &name);
+        }
+        lua_pop(L, 1);
+    }
+}
+
+/* Enters the values of the table on top of the stack, and pops it. */
+static void add_all(lua_State *L, const build_t *b, int kind)
+{
+    lua_pushnil(L);
+    while (lua_next(L, -2)) {
+        if (lua_type(L, -2) == LUA_TSTRING && is_object(L, -1)) {
+            name_t name = { .kind = kind, .second = "" };
+            name.first = lua_tolstring(L, -2, &name.first_size);
+            add(L, b->n, b->anchors, &name);
+            if (kind == NAME_MODULE && lua_istable(L, -1))
+                add_fields(L, b, &name);
+        }
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+}
+
+static void push_loaded(lua_State *L)
+{
+    luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE);
+}
+
+static void push_registered(lua_State *L)
+{
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &registered_key);
+}
+
+/* The same while the same names stand for the same values. */
+static uint64_t stamp_modules(lua_State *L)
+{
+    uint64_t stamp = 1;
+    push_loaded(L);
+    lua_pushnil(L);
+    while (lua_next(L, -2)) {
+        if (lua_type(L, -2) == LUA_TSTRING) {
+            uint64_t v = (uint64_t)(uintptr_t)lua_topointer(L, -1);
+            uint64_t k = (uint64_t)(uintptr_t)lua_tostring(L, -2);
+            v = (v ^ k * UINT64_C(0x9e3779b97f4a7c15))
+                * UINT64_C(0xff51afd7ed558ccd);
+            stamp += v ^ v >> 32;
+        }
+        lua_settop(L, -2);
+    }
+    lua_pop(L, 1);
+    return stamp;
+}
+
+/* Pushes the index's userdata. */
+static void push_names(lua_State *L)
+{
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &names_key);
+}
+
+static void rebuild(lua_State *L, names_t *n)
+{
+    int top = lua_gettop(L);
+    luaL_checkstack(L, 16, NULL);
+    build_t b = { .n = n, .anchors = top + 1, .index_name = top + 2,
+                  .globals = top + 3 };
+    lua_newtable(L);
+    lua_pushliteral(L, "__index");
+    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_GLOBALS);
+    push_names(L);
+    lua_pushvalue(L, b.anchors);
+    n->current = false;
+    n->anchored = 0;
+    n->count = n->wires_used = 0;
+    if (n->entries)
+        memset(n->entries, 0, n->room * sizeof *n->entries);
+    lua_setiuservalue(L, -2, 1);
+    lua_pop(L, 1);
+    n->stamp = stamp_modules(L);
+    push_registered(L);
+    add_all(L, &b, NAME_REGISTERED);
+    push_loaded(L);
+    add_all(L, &b, NAME_MODULE);
+    n->current = true;
+    lua_settop(L, top);
+}
+
+bool names_refresh(lua_State *L, names_t *n)
+{
+    luaL_checkstack(L, 8, NULL);
+    if (n->current && stamp_modules(L) == n->stamp)
+        return false;
+    rebuild(L, n);
+    return true;
+}
+
+/* Is the value in slot `index` a field of the module on top of the stack? */
+static bool is_field(lua_State *L, int index)
+{
+    lua_pushnil(L);
+    while (lua_next(L, -2)) {
+        bool found = lua_type(L, -2) == LUA_TSTRING
+                     && lua_rawequal(L, -1, index);
+        lua_settop(L, found ? -3 : -2);
+        if (found)
+            return true;
+    }
+    return false;
+}
+
+bool names_search(lua_State *L, names_t *n, int index)
+{
+    int top = lua_gettop(L);
+    bool found = false;
+    index = lua_absindex(L, index);
+    luaL_checkstack(L, 8, NULL);
+    push_loaded(L);
+    lua_pushnil(L);
+    while (!found && lua_next(L, -2)) {
+        found = lua_istable(L, -1) && is_field(L, index);
+        lua_pop(L, 1);
+    }
+    lua_settop(L, top);
+    if (found)
+        rebuild(L, n);
+    return found && names_known(n, lua_topointer(L, index));
+}
+
+/* From names to objects. */
+
+/* Pushes what a name stands for now, or nil; requires nothing. */
+static void push_named(lua_State *L, const name_t *name)
+{
+    if (name->kind == NAME_REGISTERED)
+        push_registered(L);
+    else
+        push_loaded(L);
+    lua_pushlstring(L, name->first, name->first_size);
+    lua_rawget(L, -2);
+    lua_replace(L, -2);
+    if (name->kind != NAME_FIELD)
+        return;
+    if (!lua_istable(L, -1)) {
+        lua_pop(L, 1);
+        lua_pushnil(L);
+        return;
+    }
+    lua_pushlstring(L, name->second, name->second_size);
+    lua_rawget(L, -2);
+    lua_replace(L, -2);
+}
+
+const uint8_t *names_wire(lua_State *L, names_t *n, int index, size_t *size)
+{
+    if (n->room == 0)
+        return NULL;
+    const entry_t *entry = find(n, lua_topointer(L, index));
+    if (entry->key == NULL)
+        return NULL;
+    const uint8_t *wire = n->wires + entry->at;
+    name_t name = wire_read(wire, entry->size);
+    *size = entry->size;
+    index = lua_absindex(L, index);
+    luaL_checkstack(L, 4, NULL);
+    push_named(L, &name);
+    bool same = lua_rawequal(L, -1, index);
+    lua_pop(L, 1);
+    return same ? wire : NULL;
+}
+
+/* Pushes the function `require`, whatever has become of the globals. */
+static bool push_require(lua_State *L)
+{
+    const name_t name = { .kind = NAME_FIELD, .first = LUA_GNAME,
+                          .first_size = sizeof LUA_GNAME - 1,
+                          .second = "require", .second_size = 7 };
+    push_named(L, &name);
+    return lua_isfunction(L, -1);
+}
+
+/* Requires a module for its effect on package.loaded. True, or false with the
+** reason pushed. */
+static bool require_module(lua_State *L, const name_t *name)
+{
+    if (!push_require(L)) {
+        lua_pushliteral(L, "there is no require");
+        return false;
+    }
+    lua_pushlstring(L, name->first, name->first_size);
+    if (lua_pcall(L, 1, 0, 0) == LUA_OK)
+        return true;
+    if (lua_type(L, -1) != LUA_TSTRING)
+        lua_pushfstring(L, "error object is a %s value", luaL_typename(L, -1));
+    return false;
+}
+
+bool names_resolve(lua_State *L, int kind, const char *first,
+                   size_t first_size, const char *second, size_t second_size)
+{
+    name_t name = { kind, first, second, first_size, second_size };
+    names_get(L);
+    luaL_checkstack(L, 8, NULL);
+    push_named(L, &name);
+    if (is_object(L, -1))
+        return true;
+    lua_pop(L, 1);
+    lua_pushlstring(L, first, first_size);
+    const char *text = lua_tostring(L, -1);
+    if (kind == NAME_REGISTERED) {
+        lua_pushfstring(L, "'%s' is not registered here", text);
+        return false;
+    }
+    name_t module = name;
+    module.kind = NAME_MODULE;
+    push_named(L, &module);
+    if (!is_object(L, -1) && !require_module(L, &name)) {
+        lua_pushfstring(L, "module '%s' cannot be required here: %s", text,
+                        lua_tostring(L, -1));
+        return false;
+    }
+    push_named(L, &name);
+    if (is_object(L, -1))
+        return true;
+    if (kind == NAME_FIELD) {
+        lua_pushlstring(L, second, second_size);
+        lua_pushfstring(L, "module '%s' has no '%s' here", text,
+                        lua_tostring(L, -1));
+    } else {
+        lua_pushfstring(L, "module '%s' is no table or function here", text);
+    }
+    return false;
+}
+
+/* register(name, value) */
+
+void names_register(lua_State *L)
+{
+    names_t *n = names_get(L);
+    name_t name = { .kind = NAME_REGISTERED, .second = "" };
+    name.first = luaL_checklstring(L, 1, &name.first_size);
+    luaL_argexpected(L, is_object(L, 2), 2, "table, function or userdata");
+    lua_settop(L, 2);
+    push_registered(L);
+    lua_pushvalue(L, 1);
+    if (lua_rawget(L, -2) != LUA_TNIL && !lua_rawequal(L, -1, 2))
+        n->current = false;     /* the old value has lost its name */
+    lua_pop(L, 1);
+    lua_pushvalue(L, 1);
+    lua_pushvalue(L, 2);
+    lua_rawset(L, -3);
+    /* Plain data is looked up without a refresh, so it must be there now. */
+    push_names(L);
+    lua_getiuservalue(L, -1, 1);
+    lua_pushvalue(L, 2);
+    add(L, n, 5, &name);
+    lua_settop(L, 2);
+}
