@@ -1,0 +1,28 @@
+/*
+** pool_private.h - what pool.c, pool_post.c and pool_read.c share and nobody
+** else needs.
+*/
+#ifndef PROCPOOL_POOL_PRIVATE_H
+#define PROCPOOL_POOL_PRIVATE_H
+
+#include "pool.h"
+
+#pragma GCC visibility push(hidden)
+
+#define POOL_SPIN_MIN (UINT64_C(2) * 1000)
+#define POOL_SPIN_MAX (UINT64_C(60) * 1000)
+
+/* pool.c. Notes how the pool ended; the reason is copied. */
+void pool_set_end(pool_t *p, enum pool_end end, const void *why, size_t size);
+/* The pool cannot go on: its keeper is killed, and so its workers. */
+void pool_break(pool_t *p, const char *why);
+/* Gives the region back once the keeper is reaped and all is read. */
+void pool_release(pool_t *p);
+
+/* pool_post.c */
+entry_t *pool_entry(const pool_t *p, uint64_t index);  /* NULL: no such */
+/* Every task of the cell has its outcome. */
+void pool_end_cell(pool_t *p, uint64_t index);
+
+#pragma GCC visibility pop
+#endif

@@ -1,0 +1,408 @@
+/*
+** pool_read.c - outcomes come out of the outboxes; the parent waits for them.
+** Parent only.
+**
+** Invariants: a task's outcome is counted before it is handed out, so an
+** error in whoever takes it never makes it come twice; nothing in an outbox
+** is believed: a task may have scribbled over it. Each task has one outcome
+** in one outbox, or none; those of a cell are made in order, so once all
+** writers are gone and all is read, the tasks without one are the last ones.
+*/
+#include "pool.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fault.h"
+#include "os.h"
+#include "pool_private.h"
+
+#define RELEASE_EVERY (UINT64_C(32) * 1024) /* bytes read */
+
+/* --- one record --------------------------------------------------------- */
+
+static int damaged(pool_t *p)
+{
+    pool_break(p, "the pool's shared memory is damaged");
+    return 0;
+}
+
+/* The cell of a record if it can be believed, else NULL. */
+static entry_t *believed(const pool_t *p, uint64_t cell, uint64_t position,
+                         uint32_t item)
+{
+    entry_t *e = pool_entry(p, cell);
+    if (!e || !e->live || e->position != position || item >= e->items ||
+        !e->left)
+        return NULL;
+    return e;
+}
+
+/* `count` tasks of a cell have their outcome. */
+static void count_off(pool_t *p, entry_t *e, outcome_t *out)
+{
+    if (out->count > e->left)
+        out->count = e->left;
+    e->left -= out->count;
+    p->unfinished -= out->count;
+    out->tag = e->tag;
+    out->over = e->left == 0;
+    if (out->over)
+        pool_end_cell(p, out->cell);
+}
+
+static enum outcome_kind kind_of(enum record_kind kind)
+{
+    switch (kind) {
+    case RECORD_VALUE: return OUTCOME_VALUE;
+    case RECORD_ERROR: return OUTCOME_ERROR;
+    case RECORD_REFUSED: return OUTCOME_REFUSED;
+    case RECORD_STOPPED: return OUTCOME_STOPPED;
+    case RECORD_EXIT: return OUTCOME_EXIT;
+    default: return OUTCOME_CANCELLED;
+    }
+}
+
+static int read_worker(pool_t *p, reader_t *rd, const record_t *rec,
+                       outcome_t *out)
+{
+    if (rec->cell) {
+        rd->cell = rec->cell->cell;
+        rd->position = rec->cell->position;
+        rd->item = rec->cell->item;
+        rd->attempt = rec->cell->attempt;
+        rd->pid = rec->cell->pid;
+        rd->known = 1;
+    }
+    entry_t *e = rd->known && rec->kind >= RECORD_VALUE &&
+                         rec->kind <= RECORD_DROPPED
+                     ? believed(p, rd->cell, rd->position, rd->item)
+                     : NULL;
+    if (!e)
+        return damaged(p);
+    out->kind = kind_of(rec->kind);
+    out->cell = rd->cell;
+    out->item = rd->item;
+    out->count = rec->kind == RECORD_DROPPED ? e->items - rd->item : 1;
+    out->attempt = rd->attempt;
+    out->slot = p->cursor;
+    out->pid = rd->pid;
+    out->bytes = rec->bytes;
+    out->size = rec->size;
+    if (rec->kind == RECORD_EXIT) {
+        int32_t code = 0;
+        if (rec->size == sizeof code)
+            memcpy(&code, rec->bytes, sizeof code);
+        out->exitcode = (uint32_t)code;
+    }
+    if (e->cancelled)
+        out->kind = OUTCOME_CANCELLED;
+    rd->item += out->count;
+    rd->attempt = 1;
+    count_off(p, e, out);
+    return 1;
+}
+
+static int read_verdict(pool_t *p, const record_t *rec, outcome_t *out)
+{
+    record_verdict_t v;
+    if (rec->size != sizeof v)
+        return damaged(p);
+    memcpy(&v, rec->bytes, sizeof v);
+    entry_t *e = believed(p, v.cell, v.position, v.item);
+    if (!e)
+        return damaged(p);
+    out->kind = v.verdict == VERDICT_TIMELIMIT   ? OUTCOME_TIMELIMIT
+                : v.verdict == VERDICT_MEMORY    ? OUTCOME_MEMORY
+                : v.verdict == VERDICT_CANCELLED ? OUTCOME_CANCELLED
+                                                 : OUTCOME_LOST;
+    if (e->cancelled)
+        out->kind = OUTCOME_CANCELLED;
+    out->cell = v.cell;
+    out->item = v.item;
+    out->count = 1;
+    out->attempt = v.attempt;
+    out->slot = v.slot;
+    out->pid = v.pid;
+    out->signal = (uint32_t)v.signal;
+    out->exitcode = (uint32_t)v.exitcode;
+    out->phase = v.phase;
+    count_off(p, e, out);
+    return 1;
+}
+
+static void read_broken(pool_t *p, const record_t *rec)
+{
+    static const enum pool_end ends[] = { END_BROKEN, END_INITIALIZER,
+                                          END_INITIALIZER_ENCODED };
+    uint64_t flag;
+    if (rec->size < sizeof flag || p->end != END_NONE)
+        return;
+    memcpy(&flag, rec->bytes, sizeof flag);
+    pool_set_end(p, ends[flag < 3 ? flag : 0], rec->bytes + sizeof flag,
+                 (size_t)(rec->size - sizeof flag));
+}
+
+static int read_keeper(pool_t *p, const record_t *rec, outcome_t *out)
+{
+    switch (rec->kind) {
+    case RECORD_VERDICT:
+        return read_verdict(p, rec, out);
+    case RECORD_EVENT:
+        if (rec->size < sizeof out->event)
+            return damaged(p);
+        out->kind = OUTCOME_EVENT;
+        memcpy(&out->event, rec->bytes, sizeof out->event);
+        out->bytes = rec->bytes + sizeof out->event;
+        out->size = rec->size - sizeof out->event;
+        return 1;
+    case RECORD_BROKEN:
+        read_broken(p, rec);
+        return 0;
+    default:
+        return damaged(p);
+    }
+}
+
+/* --- all outboxes in turn ----------------------------------------------- */
+
+/* The readers: 0 .. slots_used - 1 for the slots, then the keeper's. */
+static uint32_t slot_of(const pool_t *p, uint32_t reader)
+{
+    return reader < p->slots_used ? reader : p->r->slots_max;
+}
+
+static uint64_t tail_of(const pool_t *p, uint32_t slot)
+{
+    return TAIL_BYTES(atomic_load_explicit(&p->r->slots[slot].tail,
+                                           memory_order_acquire));
+}
+
+static void release(pool_t *p, uint32_t slot)
+{
+    reader_t *rd = &p->readers[slot];
+    if (rd->released == rd->at)
+        return;
+    rd->released = rd->at;
+    outbox_release(p->r, slot, rd->at);
+}
+
+/* The next outcome of the outbox under the cursor, or 0: it is read up. */
+static int read_here(pool_t *p, outcome_t *out)
+{
+    uint32_t slot = slot_of(p, p->cursor);
+    reader_t *rd = &p->readers[slot];
+    if (((rd->at - rd->released) & TAIL_MASK) >= RELEASE_EVERY)
+        release(p, slot);
+    while (!p->all_read) {
+        record_t rec;
+        int rc = outbox_read(p->r, slot, &rd->at, p->cursor_end, &rec);
+        if (rc == 0)
+            break;
+        if (rc < 0)
+            return damaged(p);
+        p->received += rec.size;
+        if (slot < p->r->slots_max ? read_worker(p, rd, &rec, out)
+                                   : read_keeper(p, &rec, out))
+            return 1;
+        if (p->end == END_BROKEN)
+            return 0;
+    }
+    release(p, slot);
+    return 0;
+}
+
+/* --- tasks that no worker will end -------------------------------------- */
+
+static int read_withdrawn(pool_t *p, outcome_t *out)
+{
+    if (!p->withdrawn_count)
+        return 0;
+    uint64_t index = p->withdrawn[--p->withdrawn_count];
+    entry_t *e = pool_entry(p, index);
+    out->kind = OUTCOME_CANCELLED;
+    out->cell = index;
+    out->item = atomic_load(&region_cell(p->r, index)->first);
+    out->count = e->items - out->item;
+    count_off(p, e, out);
+    return 1;
+}
+
+/* Whether nothing more can come from the processes. */
+static int ended(pool_t *p)
+{
+    return p->gone == 2 || p->terminated || p->end == END_BROKEN;
+}
+
+/* The next cell that the pool's end has left unfinished. */
+static int read_ended(pool_t *p, outcome_t *out)
+{
+    uint64_t cells = (uint64_t)p->board.b_segments_used * SEGMENT_CELLS;
+    for (; p->unfinished && p->sweep < cells; p->sweep++) {
+        entry_t *e = pool_entry(p, p->sweep);
+        if (!e || !e->live)
+            continue;
+        out->kind = e->cancelled ? OUTCOME_CANCELLED : OUTCOME_ENDED;
+        out->cell = p->sweep++;
+        out->item = e->items - e->left;
+        out->count = e->left;
+        count_off(p, e, out);
+        return 1;
+    }
+    /* An orderly end leaves nothing unfinished; should it, that is no reason
+    ** to let somebody wait for ever. */
+    p->all_read = 1;
+    return 0;
+}
+
+static void begin_round(pool_t *p)
+{
+    p->cursor = 0;
+    p->cursor_end = tail_of(p, slot_of(p, 0));
+}
+
+/*
+** One round: every outbox up to where it was when its turn came. When the
+** pool has ended, one more round (nobody writes any more), then the rest.
+*/
+int pool_read(pool_t *p, outcome_t *out)
+{
+    memset(out, 0, offsetof(outcome_t, event));
+    if (!p->r)
+        return 0;
+    if (read_withdrawn(p, out))
+        return 1;
+    while (!p->all_read) {
+        if (read_here(p, out))
+            return 1;
+        if (++p->cursor <= p->slots_used) {
+            p->cursor_end = tail_of(p, slot_of(p, p->cursor));
+            continue;
+        }
+        begin_round(p);
+        if (!ended(p))
+            return 0;
+        if (p->last_round++ == 0)
+            continue;
+        p->cursor = p->slots_used + 1;
+        p->cursor_end = p->readers[p->r->slots_max].at;
+        return read_ended(p, out);
+    }
+    return 0;
+}
+
+/* Is there anything that pool_read would find? */
+static int ready(pool_t *p)
+{
+    if (p->withdrawn_count || (ended(p) && !p->all_read))
+        return 1;
+    if (p->all_read)
+        return 0;
+    for (uint32_t i = 0; i <= p->slots_used; i++) {
+        uint32_t slot = slot_of(p, i);
+        if (tail_of(p, slot) != p->readers[slot].at)
+            return 1;
+    }
+    return 0;
+}
+
+void pool_read_done(pool_t *p)
+{
+    if (!p->r)
+        return;
+    if (p->all_read) {
+        pool_release(p);
+        return;
+    }
+    if (p->loop_epoll < 0)
+        return;
+    /* For an event loop: quiet now, and rung for whatever comes next. */
+    os_quiet(p->r->bell_fd);
+    atomic_store(&p->r->armed, 1);
+    if (ready(p))
+        os_ring(p->r->bell_fd);
+}
+
+/* --- waiting ------------------------------------------------------------ */
+
+/* As a worker's: see worker.c. */
+static int spin(pool_t *p)
+{
+    if (!p->spin)
+        return 0;
+    uint64_t since = os_now(), now = since;
+    int found = 0;
+    while (now - since < p->spin) {
+        for (int i = 0; i < 32 && !(found = ready(p)); i++)
+            os_relax();
+        if (found)
+            return 1;
+        now = os_now();
+    }
+    return 0;
+}
+
+/* Spins longer where that was rewarded, less where it was not. */
+static void learn(pool_t *p, uint64_t waited)
+{
+    if (!p->spin)
+        return;
+    p->spin = waited < POOL_SPIN_MAX ? p->spin * 2 : p->spin / 2;
+    if (p->spin > POOL_SPIN_MAX)
+        p->spin = POOL_SPIN_MAX;
+    if (p->spin < POOL_SPIN_MIN)
+        p->spin = POOL_SPIN_MIN;
+}
+
+static int sleep_until_rung(pool_t *p, uint64_t deadline)
+{
+    uint64_t tags[2];
+    atomic_store(&p->r->armed, 1);
+    int rc = ready(p) ? 0 : os_epoll_wait(p->epoll, tags, 2, deadline);
+    if (p->loop_epoll < 0)
+        atomic_store(&p->r->armed, 0);
+    for (int i = 0; i < rc; i++)
+        if (tags[i] == 'k')
+            pool_look(p);
+    return rc;
+}
+
+int pool_wait(pool_t *p, uint64_t deadline)
+{
+    if (!p->r || ready(p))
+        return 1;
+    if (p->gone)
+        return 1;
+    uint64_t since = os_now();
+    if (spin(p)) {
+        learn(p, os_now() - since);
+        return 1;
+    }
+    for (;;) {
+        int rc = sleep_until_rung(p, deadline);
+        if (rc == -EINTR)
+            return rc;
+        if (ready(p) || p->gone)
+            break;
+        if (deadline && os_now() >= deadline)
+            return 0;
+    }
+    learn(p, os_now() - since);
+    return 1;
+}
+
+int pool_fileno(pool_t *p)
+{
+    if (p->loop_epoll < 0) {
+        if (!p->r)
+            return -EBADF;
+        int fd = os_epoll();
+        if (fd < 0)
+            return fd;
+        os_epoll_add(fd, p->r->bell_fd, 'b');
+        os_epoll_add(fd, p->sock, 'k');
+        p->loop_epoll = fd;
+        pool_read_done(p);
+    }
+    return p->loop_epoll;
+}

@@ -1,0 +1,518 @@
+/*
+** runner.c - runs tasks as Lua functions; see runner.h. Keeper (settle) and
+** workers (all else).
+**
+** Invariants: user code runs between worker_enter and worker_return and
+** nowhere else (but for what decoding needs: modules to be required and
+** constructors of reduced values); every call of Lua is protected; what a
+** task did to hooks and the collector is undone before the next.
+**
+** T's stack: HANDLER, BODY, CACHE (functions by place), TROUBLE (the last
+** error: text, traceback, value); above them a task's own.
+*/
+#include "runner.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <lauxlib.h>
+#include <lualib.h>
+
+#include "bind_interrupt.h"
+#include "codec.h"
+
+enum { HANDLER = 1, BODY, CACHE, TROUBLE, TOP = TROUBLE };
+enum { TEXT = 1, TRACEBACK, VALUE };
+
+/* How far the task has come; tells what an error means. */
+enum stage { LOADING, RUNNING, ENDING };
+
+/* The runner of this process: set in the keeper, inherited by its workers. */
+static runner_t *self;
+static char stop_key;   /* registry: the error that interrupted the task */
+
+/* --- errors ------------------------------------------------------------- */
+
+/* Leaves out the library's own frames, which come last: runner's body. */
+static void push_traceback(lua_State *L)
+{
+    luaL_traceback(L, L, NULL, 1);
+    const char *text = lua_tostring(L, -1);
+    const char *last = strrchr(text, '\n');
+    if (L == self->T && last && strstr(last, "[C]: in ")) {
+        lua_pushlstring(L, text, (size_t)(last - text));
+        lua_remove(L, -2);
+    }
+}
+
+static int call_tostring(lua_State *L)
+{
+    luaL_tolstring(L, 1, NULL);
+    return 1;
+}
+
+/* What the error value at `index` says, without trusting it. Pushes it. */
+static void push_text(lua_State *L, int index)
+{
+    int type = lua_type(L, index);
+    index = lua_absindex(L, index);
+    if (type == LUA_TSTRING || type == LUA_TNUMBER) {
+        lua_pushvalue(L, index);
+        lua_tostring(L, -1);
+        return;
+    }
+    if (luaL_getmetafield(L, index, "__tostring") != LUA_TNIL) {
+        lua_pop(L, 1);
+        /* procpool's own error objects: their message, not their traceback */
+        if (type == LUA_TTABLE && lua_getmetatable(L, index)) {
+            luaL_getmetafield(L, index, "__name");
+            const char *name = lua_tostring(L, -1);
+            int own = name && strcmp(name, "procpool.Error") == 0;
+            lua_pop(L, 2);
+            if (own) {
+                lua_pushliteral(L, "message");
+                if (lua_rawget(L, index) == LUA_TSTRING)
+                    return;
+                lua_pop(L, 1);
+            }
+        }
+        lua_pushcfunction(L, call_tostring);
+        lua_pushvalue(L, index);
+        if (lua_pcall(L, 1, 1, 0) == LUA_OK && lua_isstring(L, -1))
+            return;
+        lua_pop(L, 1);
+    }
+    lua_pushfstring(L, "(error object is a %s value)", luaL_typename(L, index));
+}
+
+static void set_trouble(lua_State *L, int what)
+{
+    lua_rawseti(L, -2, what);
+}
+
+static char trouble_key;    /* registry: T's TROUBLE */
+
+/* The message handler: notes text, traceback and value. */
+static int note_trouble(lua_State *L)
+{
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &trouble_key);
+    push_text(L, 1);
+    set_trouble(L, TEXT);
+    push_traceback(L);
+    set_trouble(L, TRACEBACK);
+    lua_pushvalue(L, 1);
+    set_trouble(L, VALUE);
+    lua_pushvalue(L, 1);
+    return 1;
+}
+
+/* After a status that came without the handler: memory, or trouble in it. */
+static void note_status(lua_State *T, int status)
+{
+    if (status != LUA_ERRMEM && status != LUA_ERRERR)
+        return;
+    const char *text = lua_tostring(T, -1);
+    lua_pushstring(T, text ? text : "error in error handling");
+    lua_rawseti(T, TROUBLE, TEXT);
+    lua_pushliteral(T, "");
+    lua_rawseti(T, TROUBLE, TRACEBACK);
+    lua_pushnil(T);
+    lua_rawseti(T, TROUBLE, VALUE);
+}
+
+/* Encodes the trouble: with its value, else without, else its text alone. */
+static int encode_trouble(lua_State *T)
+{
+    buffer_t *out = lua_touserdata(T, 1);
+    lua_rawgetp(T, LUA_REGISTRYINDEX, &trouble_key);
+    for (int i = TEXT; i <= VALUE; i++)
+        lua_rawgeti(T, 2, i);
+    if (codec_encode(T, 3, 3, "error", out) == 0)
+        return 0;
+    lua_settop(T, 5);
+    lua_pushnil(T);
+    lua_replace(T, 5);
+    if (codec_encode(T, 3, 3, "error", out) == 0)
+        return 0;
+    lua_settop(T, 3);
+    size_t size;
+    const char *text = lua_tolstring(T, 3, &size);
+    lua_pushlstring(T, text, size < 2000 ? size : 2000);
+    codec_encode(T, 4, 1, "error", out);
+    return 0;
+}
+
+static void write_trouble(lua_State *T, buffer_t *out)
+{
+    size_t used = out->used;
+    lua_pushcfunction(T, encode_trouble);
+    lua_pushlightuserdata(T, out);
+    if (lua_pcall(T, 1, 0, 0) != LUA_OK) {
+        out->used = used;
+        lua_pop(T, 1);
+    }
+}
+
+/* Calls what lies on T below `args` arguments. 0, or -1 and the trouble. */
+static int call(lua_State *T, int args, int results)
+{
+    int status = lua_pcall(T, args, results, HANDLER);
+    if (status == LUA_OK)
+        return 0;
+    note_status(T, status);
+    lua_pop(T, 1);
+    return -1;
+}
+
+/* --- one task ----------------------------------------------------------- */
+
+static int place_of(uint64_t id)
+{
+    return id & 1 ? (int)(id / 2 % RUNNER_KEPT)
+                  : RUNNER_KEPT + (int)(id / 2 % RUNNER_PASSING);
+}
+
+static int refuse(lua_State *L)
+{
+    runner_t *run = self;
+    run->kind = RECORD_REFUSED;
+    run->out->used = 0;
+    size_t size;
+    const char *text = lua_tolstring(L, -1, &size);
+    lua_pushlstring(L, text, size < 16000 ? size : 16000);
+    codec_encode(L, lua_gettop(L), 1, "error", run->out);
+    return 0;
+}
+
+/* Pushes the task's function, from the cache if it is known: 1; or 0 and the
+** reason. */
+static int push_function(runner_t *run, lua_State *L)
+{
+    const task_t *t = run->task;
+    int place = place_of(t->func_id);
+    if (t->func_id && run->ids[place] == t->func_id) {
+        lua_rawgeti(L, lua_upvalueindex(1), place + 1);
+        return 1;
+    }
+    if (codec_decode(L, t->func, (size_t)t->func_size) < 0)
+        return 0;
+    lua_settop(L, 1);
+    if (t->func_id) {
+        lua_pushvalue(L, 1);
+        lua_rawseti(L, lua_upvalueindex(1), place + 1);
+        run->ids[place] = t->func_id;
+    }
+    return 1;
+}
+
+static void reseed(runner_t *run, lua_State *L)
+{
+    lua_rawgeti(L, LUA_REGISTRYINDEX, run->reseed);
+    lua_pushinteger(L, (lua_Integer)run->task->number);
+    lua_call(L, 1, 0);
+}
+
+/* The task from its bytes to its record's. Upvalue: CACHE. */
+static int body(lua_State *L)
+{
+    runner_t *run = self;
+    const task_t *t = run->task;
+    if (t->refused) {
+        lua_pushlstring(L, (const char *)t->args, (size_t)t->args_size);
+        return refuse(L);
+    }
+    if (!push_function(run, L))
+        return refuse(L);
+    int args = codec_decode(L, t->args, (size_t)t->args_size);
+    if (args < 0)
+        return refuse(L);
+    if (run->w->w_region->set.seeded)
+        reseed(run, L);
+    run->stage = RUNNING;
+    worker_enter(run->w);
+    lua_call(L, args, run->single ? 1 : LUA_MULTRET);
+    worker_return(run->w);
+    run->stage = ENDING;
+    run->kind = RECORD_VALUE;
+    if (codec_encode(L, 1, lua_gettop(L), "result", run->out) < 0)
+        return refuse(L);
+    return 0;
+}
+
+/* Is the trouble's value the error that was raised to interrupt the task? */
+static int was_interrupted(lua_State *T)
+{
+    lua_rawgetp(T, LUA_REGISTRYINDEX, &stop_key);
+    lua_rawgeti(T, TROUBLE, VALUE);
+    int same = !lua_isnil(T, -1) && lua_rawequal(T, -1, -2);
+    lua_pop(T, 2);
+    return same;
+}
+
+static void task_failed(runner_t *run, lua_State *T, int status)
+{
+    note_status(T, status);
+    if (run->stage == RUNNING)
+        worker_return(run->w);
+    run->kind = RECORD_ERROR;
+    run->out->used = 0;
+    if (run->stage == RUNNING && was_interrupted(T))
+        run->kind = RECORD_STOPPED;
+    run->stage = ENDING;
+    write_trouble(T, run->out);
+}
+
+/* Undoes what a task may have left: hooks, a stopped collector, output. */
+static void tidy(lua_State *T)
+{
+    if (lua_gethookmask(T)) {
+        interrupt_disarm(T);
+        lua_pushnil(T);
+        lua_rawsetp(T, LUA_REGISTRYINDEX, &stop_key);
+    }
+    if (!lua_gc(T, LUA_GCISRUNNING))
+        lua_gc(T, LUA_GCRESTART);
+    lua_gc(T, LUA_GCGEN, 0, 0);
+    fflush(stdout);
+}
+
+static enum record_kind run_task(void *context, worker_t *w, const task_t *t,
+                                 buffer_t *result)
+{
+    runner_t *run = context;
+    lua_State *T = run->T;
+    run->w = w;
+    run->task = t;
+    run->out = result;
+    run->single = (int)w->w_cell->single;
+    run->stage = LOADING;
+    lua_pushvalue(T, BODY);
+    int status = lua_pcall(T, 0, 0, HANDLER);
+    if (status != LUA_OK)
+        task_failed(run, T, status);
+    lua_settop(T, TOP);
+    tidy(T);
+    return run->kind;
+}
+
+/* --- interrupting it ---------------------------------------------------- */
+
+static void push_stop_error(lua_State *L, enum reason reason)
+{
+    char text[64];
+    int limit = reason != REASON_CANCEL;
+    if (limit)
+        snprintf(text, sizeof text, "time limit of %g s exceeded",
+                 (double)self->task->timeout / 1e9);
+    else
+        snprintf(text, sizeof text, "the task was cancelled");
+    lua_rawgeti(L, LUA_REGISTRYINDEX, self->newerror);
+    lua_pushstring(L, limit ? "timelimit" : "cancelled");
+    lua_pushstring(L, text);
+    lua_call(L, 2, 1);
+}
+
+static void stop_hook(lua_State *L, lua_Debug *ar)
+{
+    (void)ar;
+    interrupt_disarm(self->T);
+    if (L != self->T)
+        lua_sethook(L, NULL, 0, 0);
+    if (self->stage != RUNNING)
+        return;
+    enum reason reason = worker_stop_reason(self->w);
+    if (reason == REASON_NONE)
+        return;
+    luaL_checkstack(L, 8, NULL);
+    push_stop_error(L, reason);
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &stop_key);
+    lua_error(L);
+}
+
+static void interrupt(void *context)
+{
+    runner_t *run = context;
+    interrupt_arm(run->T, stop_hook);
+}
+
+/* --- a worker's life ---------------------------------------------------- */
+
+/* os.exit in a worker: never closes the state, which would run finalizers
+** and `__close` of what belongs to the parent. */
+static int exit_worker(lua_State *L)
+{
+    int code = lua_isboolean(L, 1)
+                   ? (lua_toboolean(L, 1) ? EXIT_SUCCESS : EXIT_FAILURE)
+                   : (int)luaL_optinteger(L, 1, EXIT_SUCCESS);
+    exit(code);
+}
+
+/* The parent's main thread runs in a worker only if lua_close does, called by
+** an os.exit that was kept from before the fork. */
+static void trap_close(lua_State *L, lua_Debug *ar)
+{
+    (void)L;
+    (void)ar;
+    exit(EXIT_SUCCESS);
+}
+
+static int trap_finalizers(lua_State *L)
+{
+    (void)L;
+    exit(EXIT_SUCCESS);
+}
+
+static void set_traps(lua_State *T)
+{
+    lua_rawgeti(T, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
+    lua_sethook(lua_tothread(T, -1), trap_close, LUA_MASKCALL, 0);
+    lua_pop(T, 1);
+    lua_newuserdatauv(T, 1, 0);
+    lua_createtable(T, 0, 1);
+    lua_pushcfunction(T, trap_finalizers);
+    lua_setfield(T, -2, "__gc");
+    lua_setmetatable(T, -2);
+    lua_rawsetp(T, LUA_REGISTRYINDEX, &set_traps);
+}
+
+static int replace_exit(lua_State *L)
+{
+    lua_getglobal(L, LUA_OSLIBNAME);
+    if (lua_istable(L, -1)) {
+        lua_pushcfunction(L, exit_worker);
+        lua_setfield(L, -2, "exit");
+    }
+    return 0;
+}
+
+/* T's fixed slots; protected, since memory may be short. */
+static int furnish(lua_State *T)
+{
+    lua_settop(T, 0);
+    lua_pushcfunction(T, note_trouble);
+    lua_createtable(T, RUNNER_FUNCTIONS, 0);
+    lua_pushvalue(T, -1);
+    lua_pushcclosure(T, body, 1);
+    lua_insert(T, BODY);
+    lua_createtable(T, 3, 0);
+    lua_pushvalue(T, TROUBLE);
+    lua_rawsetp(T, LUA_REGISTRYINDEX, &trouble_key);
+    return TOP;
+}
+
+/*
+** In the keeper. Lua's collector writes into every object it visits; made
+** generational here, once, it leaves the inherited ones alone in workers.
+*/
+static void settle(void *context)
+{
+    runner_t *run = context;
+    self = run;
+    run->T = lua_newthread(run->L);
+    run->thread = luaL_ref(run->L, LUA_REGISTRYINDEX);
+    lua_sethook(run->T, NULL, 0, 0);
+    lua_sethook(run->L, NULL, 0, 0);
+    lua_pushcfunction(run->T, furnish);
+    if (lua_pcall(run->T, 0, LUA_MULTRET, 0) != LUA_OK)
+        abort();
+    lua_pushcfunction(run->T, replace_exit);
+    if (lua_pcall(run->T, 0, 0, 0) != LUA_OK)
+        lua_pop(run->T, 1);
+    lua_gc(run->L, LUA_GCRESTART);
+    lua_gc(run->L, LUA_GCGEN, 0, 0);
+}
+
+static int open_worker(lua_State *T)
+{
+    const worker_t *w = self->w;
+    set_traps(T);
+    lua_rawgeti(T, LUA_REGISTRYINDEX, self->start);
+    lua_createtable(T, 0, 6);
+    lua_pushinteger(T, w->w_index + 1);
+    lua_setfield(T, -2, "id");
+    lua_pushinteger(T, w->w_pid);
+    lua_setfield(T, -2, "pid");
+    lua_pushinteger(T, w->w_generation + 1);
+    lua_setfield(T, -2, "generation");
+    lua_call(T, 1, 0);
+    return 0;
+}
+
+static int start(void *context, worker_t *w, buffer_t *complaint)
+{
+    runner_t *run = context;
+    lua_State *T = run->T;
+    run->w = w;
+    run->stage = LOADING;
+    interrupt_watch(T);
+    lua_pushcfunction(T, open_worker);
+    int rc = call(T, 0, 0);
+    if (rc < 0)
+        write_trouble(T, complaint);
+    lua_settop(T, TOP);
+    tidy(T);
+    return rc;
+}
+
+static int after(void *context, worker_t *w)
+{
+    runner_t *run = context;
+    lua_State *T = run->T;
+    (void)w;
+    lua_rawgeti(T, LUA_REGISTRYINDEX, run->after);
+    int leave = call(T, 0, 1) == 0 && lua_toboolean(T, -1);
+    lua_settop(T, TOP);
+    return leave;
+}
+
+/* The finalizer; what it raises has nobody else to hear it. */
+static void stop(void *context, worker_t *w)
+{
+    runner_t *run = context;
+    lua_State *T = run->T;
+    (void)w;
+    lua_rawgeti(T, LUA_REGISTRYINDEX, run->stop);
+    if (call(T, 0, 0) < 0) {
+        lua_rawgeti(T, TROUBLE, TEXT);
+        fprintf(stderr, "procpool: finalizer: %s\n",
+                lua_tostring(T, -1) ? lua_tostring(T, -1) : "?");
+    }
+    lua_settop(T, TOP);
+}
+
+/* --- the parent --------------------------------------------------------- */
+
+static int take(lua_State *L, int config, const char *name)
+{
+    if (lua_getfield(L, config, name) == LUA_TNIL) {
+        lua_pop(L, 1);
+        return LUA_NOREF;
+    }
+    return luaL_ref(L, LUA_REGISTRYINDEX);
+}
+
+void runner_open(runner_t *run, lua_State *L, int config)
+{
+    memset(run, 0, sizeof *run);
+    run->L = L;
+    run->start = take(L, config, "start");
+    run->stop = take(L, config, "stop");
+    run->after = take(L, config, "after");
+    run->reseed = take(L, config, "reseed");
+    run->newerror = take(L, config, "newerror");
+    run->work = (work_t){ .context = run, .settle = settle, .start = start,
+                          .run = run_task, .stop = stop,
+                          .interrupt = interrupt };
+    if (run->after != LUA_NOREF)
+        run->work.after = after;
+}
+
+void runner_release(runner_t *run, lua_State *L)
+{
+    const int refs[] = { run->start, run->stop, run->after, run->reseed,
+                         run->newerror };
+    for (size_t i = 0; i < sizeof refs / sizeof *refs; i++)
+        luaL_unref(L, LUA_REGISTRYINDEX, refs[i]);
+}

@@ -1,0 +1,47 @@
+/*
+** runner.h - tasks as Lua functions: the work_t of a worker that runs Lua.
+**
+** Made by the parent, before the fork, from what `core.open` was given; used
+** by the keeper (once, to settle the inherited heap) and by workers. All Lua
+** code of a worker runs in a thread of its own, made by the keeper: the
+** parent's stack, in the middle of `core.open`, is never gone back to, so
+** what its `<close>` variables hold is never closed in a worker.
+*/
+#ifndef PROCPOOL_RUNNER_H
+#define PROCPOOL_RUNNER_H
+
+#include <lua.h>
+
+#include "worker.h"
+
+#pragma GCC visibility push(hidden)
+
+enum {
+    RUNNER_KEPT = 256,          /* functions known for good: by id */
+    RUNNER_PASSING = 8,         /* those of running maps */
+    RUNNER_FUNCTIONS = RUNNER_KEPT + RUNNER_PASSING
+};
+
+typedef struct runner {
+    work_t work;
+    lua_State *L;               /* the parent's, inherited */
+    lua_State *T;               /* the tasks'; made by the keeper */
+    worker_t *w;
+    const task_t *task;         /* the one being run */
+    buffer_t *out;              /* its record */
+    enum record_kind kind;      /* what it has become so far */
+    int stage;                  /* runner.c */
+    int single;                 /* only the first result is wanted */
+    int start, stop, after, reseed, newerror;   /* registry, LUA_NOREF: none */
+    int thread;                 /* registry: T */
+    uint64_t ids[RUNNER_FUNCTIONS];     /* functions in T's cache */
+} runner_t;
+
+/* Parent. Takes the functions start, stop, after, reseed, newerror of the
+** table at `config`. */
+void runner_open(runner_t *run, lua_State *L, int config);
+/* Parent, after the fork: it needs none of them. */
+void runner_release(runner_t *run, lua_State *L);
+
+#pragma GCC visibility pop
+#endif
