@@ -183,7 +183,8 @@ function options.args(where, args, name)
         bad("argument", name or "args", where, "a table", args)
     end
     local n = args.n
-    if n ~= nil and not (math_type(n) == "integer" and n >= 0 and n < 1e6) then
+    local size = n == nil and 0 or check.whole(n)
+    if not size or size < 0 or size >= 1e6 then
         bad("argument", (name or "args") .. ".n", where,
             "an integer from 0 to 999999", n)
     end
