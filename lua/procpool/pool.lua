@@ -28,6 +28,7 @@ local unpack = table.unpack
 ---@field private _state "running"|"closed"|"terminated"  as asked for
 ---@field private _maxpending integer?
 ---@field private _usual function|false  the last function that passed the checks
+---@field private _call table  metatable of the jobs of calls
 ---@field private _imaps table<table, true>  jobs of imaps not fully read
 ---@field private _draining boolean  the engine has been told to close
 local Pool = {}
@@ -39,7 +40,6 @@ local meta = {
 }
 
 local EMPTY = { n = 0 }
-local RESULT = result.meta
 
 -- Checks ---------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ local function apply_async(self, f, args, opts)
     args = args == nil and EMPTY or args
     check_call(self, "apply_async", f, args)
     opts = options.read(options.ASYNC, "apply_async", opts)
-    local job = result.call(self)
+    local job = setmetatable({ nil, ticket = false, n = false }, self._call)
     job.callback, job.error_callback = opts.callback, opts.error_callback
     job.notify = (opts.callback or opts.error_callback) and true or nil
     if self._maxpending then
@@ -171,9 +171,7 @@ end
 function Pool:apply_async(f, args, opts)
     if opts == nil and type(args) == "table" and f == self._usual
         and args.n == nil and getpid() == self._owner then
-        -- as result.call makes it, without the call
-        local job = setmetatable(
-            { nil, kind = "call", pool = self, ticket = false, n = false }, RESULT)
+        local job = setmetatable({ nil, ticket = false, n = false }, self._call)
         local ticket = self._handle:call(job, f, args)
         if ticket then
             job.ticket = ticket
@@ -425,11 +423,13 @@ local pool = {}
 ---@return procpool.Pool
 function pool.new(handle, state, opts)
     state.handle = handle
-    return setmetatable({
+    local self = setmetatable({
         processes = opts.processes, _handle = handle, _intake = state,
         _owner = getpid(), _state = "running", _maxpending = opts.maxpending, _usual = false,
         _imaps = setmetatable({}, { __mode = "k" }), _draining = false,
     }, meta)
+    self._call = result.class(self)
+    return self
 end
 
 return pool

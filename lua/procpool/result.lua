@@ -1,9 +1,11 @@
 -- AsyncResult: the promise of one task, or of one map.
 --
 -- The object is the job the handle delivers into, so that a submission costs
--- one small table. Of a call (`kind == "call"`): [1..n] and n once there; of a
--- map (`kind == "map"`): results, and left, the tasks without outcome. A bad
--- end is noted in `failure`. Runs in the parent alone.
+-- one small table. Of a call (`kind == "call"`): [1..n] and n once there; what
+-- all calls of a pool have in common (pool, kind) is in their class, since the
+-- collector's work on jobs is what bounds a long queue. Of a map (`kind ==
+-- "map"`): results, and left, the tasks without outcome. A bad end is noted in
+-- `failure`. Runs in the parent alone.
 
 local core = require("procpool.core")
 local errors = require("procpool.errors")
@@ -37,11 +39,13 @@ local unpack = table.unpack
 ---@field private abandoned boolean?  nobody waits for it any more
 local AsyncResult = {}
 
-local meta = {
-    __name = "procpool.AsyncResult",
-    __index = AsyncResult,
-    __reduce = function() error("a result belongs to its pool", 0) end,
-}
+local NAME = "procpool.AsyncResult"
+
+local function refuse_to_travel()
+    error("a result belongs to its pool", 0)
+end
+
+local meta = { __name = NAME, __index = AsyncResult, __reduce = refuse_to_travel }
 
 local result = { meta = meta }
 
@@ -187,11 +191,16 @@ function meta:__tostring()
     return ("procpool.AsyncResult (%s)"):format(state)
 end
 
---- A result for the job of a call. The size of the constructor is that of the
---- table once its result is there.
-function result.call(pool)
-    return setmetatable(
-        { nil, kind = "call", pool = pool, ticket = false, n = false }, meta)
+--- The metatable of a pool's calls. A job of one is made by
+--- setmetatable({ nil, ticket = false, n = false }, class): the constructor's
+--- size is that of the table once its result is there.
+function result.class(pool)
+    local index = { kind = "call", pool = pool }
+    for name, method in pairs(AsyncResult) do
+        index[name] = method
+    end
+    return { __name = NAME, __index = index, __reduce = refuse_to_travel,
+        __tostring = meta.__tostring }
 end
 
 --- Waits for a result inside a coroutine, without blocking the others: the
@@ -203,7 +212,8 @@ end
 ---@param wait fun()?
 ---@return any ...
 function result.await(job, wait)
-    if getmetatable(job) ~= meta then
+    local class = getmetatable(job)
+    if type(job) ~= "table" or type(class) ~= "table" or class.__name ~= NAME then
         options.fail("bad argument 'result' to 'procpool.await'"
             .. " (a procpool.AsyncResult expected, got " .. type(job) .. ")")
     elseif wait ~= nil then
