@@ -35,7 +35,7 @@ for _, processes in ipairs { 0, 2 } do
     describe(("a map in a pool of %d"):format(processes), function()
         local pool
         before_each(function() pool = procpool.new(processes) end)
-        after_each(function() pool:terminate() end)
+        after_each(function() pools.finish(pool) end)
         teardown(pools.cleanup)
 
         it("keeps the order of the items", function()

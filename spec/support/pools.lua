@@ -269,6 +269,13 @@ function pools.settled(pool, count)
     end)
 end
 
+--- Ends a pool, whatever its state, and waits until nothing of it is left.
+---@param pool procpool.Pool
+function pools.finish(pool)
+    pool:terminate()
+    assert(pool:join(PATIENCE))
+end
+
 -- Programs ---------------------------------------------------------------------
 
 local function quote(text)
