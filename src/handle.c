@@ -360,12 +360,13 @@ static int handle_release(lua_State *L)
 
 /* --- queueing ----------------------------------------------------------- */
 
+/* The text on top of the stack becomes nil, kind, text. */
 static int push_refusal(lua_State *L, const char *kind)
 {
     lua_pushnil(L);
     lua_pushstring(L, kind);
     lua_rotate(L, -3, 2);
-    return 3;
+    return -1;
 }
 
 static int refuse_text(lua_State *L, const char *kind, const char *text)
@@ -424,30 +425,27 @@ static int close_frame(buffer_t *b, size_t start, unsigned refused)
     return 0;
 }
 
-/* Posts what a draft holds; the ticket, or a refusal, pushed. `job` is the
-** stack slot of the job. */
-static int post_draft(lua_State *L, handle_t *h, draft_t *d, post_t *post,
-                      int job)
+/* Posts what a draft holds, for the job at stack slot `job`; the ticket, or
+** -1 and a refusal. */
+static int64_t post_draft(lua_State *L, handle_t *h, draft_t *d, post_t *post,
+                          int job)
 {
     pool_t *p = &h->pool;
-    if (!p->r) {    /* something that encoding ran has ended the pool */
-        lua_pushnil(L);
-        lua_pushstring(L, refusal(p));
-        return 2;
-    }
+    uint64_t index;
+    if (!p->r)      /* something that encoding ran has ended the pool */
+        return refuse_text(L, refusal(p), "the pool has ended");
     post->args = d->d_block;
     post->small = d->buffer.data;
     post->args_size = d->buffer.used;
-    int64_t ticket = pool_post(p, post);
+    int64_t ticket = pool_post(p, post, &index);
     if (ticket < 0) {
         draft_drop(d);
         return refuse_text(L, "full", "too many tasks are queued");
     }
     lua_getiuservalue(L, 1, UV_JOBS);
     lua_pushvalue(L, job);
-    lua_rawseti(L, -2, (lua_Integer)pool_find(p, (uint64_t)ticket) + 1);
-    lua_pushinteger(L, ticket);
-    return 1;
+    lua_rawseti(L, -2, (lua_Integer)index + 1);
+    return ticket;
 }
 
 /* Pushes the arguments listed by the table at `index`; their number. */
@@ -467,37 +465,82 @@ static int push_args(lua_State *L, int index)
     return (int)n;
 }
 
-/* handle:call(job, f, args, timeout, grace, retries) */
-static int handle_call(lua_State *L)
+/*
+** Queues a call of the function at stack slot `f` with the arguments listed
+** in the next one; the cell's outcome goes to the job at `job`. Its ticket,
+** or -1 with nil, kind and text pushed.
+*/
+static int64_t post_call(lua_State *L, handle_t *h, int job, int f,
+                         post_t *post)
 {
-    handle_t *h = handle_check(L);
     unsigned char small[CELL_INLINE];
-    post_t post = { .items = 1, .tag = JOB_TAG(JOB_CALL, 0) };
     draft_t d;
-    const char *no = refusal(&h->pool);
-    if (no)
-        return refuse_text(L, no, no);
-    read_limits(L, 5, h, &post);
-    lua_settop(L, 4);
-    int rc = func_of_call(L, h, 3, &post.func);
+    int rc = func_of_call(L, h, f, &post->func);
     if (rc != FOUND)
         return push_refusal(L, rc == FULL ? "full" : "unserializable");
-    int n = push_args(L, 4);
+    int n = push_args(L, f + 1);
     draft_open(&d, &h->pool, small, sizeof small);
     d.buffer.used = FRAME;
-    rc = codec_encode(L, 5, n, "args", &d.buffer);
+    rc = codec_encode(L, lua_gettop(L) - n + 1, n, "args", &d.buffer);
     if (rc == 0 && close_frame(&d.buffer, 0, 0) < 0) {
         lua_pushliteral(L, "no room for the arguments");
         rc = -1;
     }
+    int64_t ticket = rc == 0 ? post_draft(L, h, &d, post, job) : -1;
+    pool_func_release(&h->pool, post->func);
     if (rc < 0) {
         draft_drop(&d);
-        pool_func_release(&h->pool, post.func);
-        return push_refusal(L, d.d_full ? "full" : "unserializable");
+        push_refusal(L, d.d_full ? "full" : "unserializable");
     }
-    rc = post_draft(L, h, &d, &post, 2);
-    pool_func_release(&h->pool, post.func);
-    return rc;
+    return ticket;
+}
+
+/* handle:call(job, f, args, timeout, grace, retries) -> ticket */
+static int handle_call(lua_State *L)
+{
+    handle_t *h = handle_check(L);
+    post_t post = { .items = 1, .tag = JOB_TAG(JOB_CALL, 0) };
+    const char *no = refusal(&h->pool);
+    if (no)
+        return refuse_text(L, no, no), 3;
+    read_limits(L, 5, h, &post);
+    lua_settop(L, 4);
+    int64_t ticket = post_call(L, h, 2, 3, &post);
+    if (ticket < 0)
+        return 3;
+    lua_pushinteger(L, ticket);
+    return 1;
+}
+
+/* handle:submit(f, args) -> job: handle:call of a new job, without options. */
+static int handle_submit(lua_State *L)
+{
+    handle_t *h = handle_check(L);
+    post_t post = { .items = 1, .tag = JOB_TAG(JOB_CALL, 0) };
+    const char *no = refusal(&h->pool);
+    if (no)
+        return refuse_text(L, no, no), 3;
+    read_limits(L, 4, h, &post);
+    lua_settop(L, 3);
+    lua_createtable(L, 2, 0);
+    lua_getiuservalue(L, 1, UV_CLASS);
+    lua_setmetatable(L, 4);
+    int64_t ticket = post_call(L, h, 4, 2, &post);
+    if (ticket < 0)
+        return 3;
+    lua_pushinteger(L, -1 - ticket);
+    lua_rawseti(L, 4, JOB_STATE);
+    lua_settop(L, 4);
+    return 1;
+}
+
+/* handle:class(metatable): of the jobs that submit makes. */
+static int handle_class(lua_State *L)
+{
+    handle_check(L);
+    lua_settop(L, 2);
+    lua_setiuservalue(L, 1, UV_CLASS);
+    return 0;
 }
 
 /* Encodes one item of a chunk, on top of the stack: 0; -1: no room, with the
@@ -560,7 +603,7 @@ static int handle_chunk(lua_State *L)
                     .tag = JOB_TAG(kind_of_job(L, 2), base) };
     const char *no = refusal(&h->pool);
     if (no)
-        return refuse_text(L, no, no);
+        return refuse_text(L, no, no), 3;
     post.func = check_ref(L, 3)->func;
     read_limits(L, 9, h, &post);
     lua_settop(L, 4);
@@ -580,9 +623,13 @@ static int handle_chunk(lua_State *L)
         draft_drop(&d);
         if (!lua_isstring(L, -1))
             lua_pushliteral(L, "no room for the items");
-        return push_refusal(L, "full");
+        return push_refusal(L, "full"), 3;
     }
-    return post_draft(L, h, &d, &post, 2);
+    int64_t ticket = post_draft(L, h, &d, &post, 2);
+    if (ticket < 0)
+        return 3;
+    lua_pushinteger(L, ticket);
+    return 1;
 }
 
 /* --- control ------------------------------------------------------------ */
@@ -717,7 +764,8 @@ static int handle_recycle(lua_State *L)
 }
 
 static const luaL_Reg methods[] = {
-    { "call", handle_call },       { "func", handle_func },
+    { "call", handle_call },       { "submit", handle_submit },
+    { "class", handle_class },     { "func", handle_func },
     { "release", handle_release }, { "chunk", handle_chunk },
     { "take", handle_take },       { "wait", handle_wait },
     { "cancel", handle_cancel },   { "running", handle_running },

@@ -18,6 +18,12 @@
 
 #define RECENT_FUNCS 32
 
+/*
+** A call's job: [1] is the number of results, which follow; while there are
+** none yet, -1 - ticket.
+*/
+enum { JOB_STATE = 1, JOB_RESULTS };
+
 /* Whose outcome a cell's is; the low bits of its tag, the base above. */
 enum job_kind { JOB_CALL, JOB_MAP, JOB_IMAP };
 #define JOB_TAG(kind, base) ((uint64_t)(base) << 2 | (kind))
@@ -30,7 +36,8 @@ enum {
     UV_FUNCS,           /* weak: function -> its FuncRef */
     UV_CALLS,           /* failed, event, finished, newerror: CALL_* */
     UV_LAST,            /* the function of the last call, if it is kept */
-    UV_COUNT = UV_LAST
+    UV_CLASS,           /* metatable of the jobs that submit makes */
+    UV_COUNT = UV_CLASS
 };
 enum { CALL_FAILED = 1, CALL_EVENT, CALL_FINISHED };
 

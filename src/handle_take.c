@@ -241,11 +241,10 @@ static void fail(take_t *t, const outcome_t *o)
 /* The results of a call, on top of the stack, go into its job. */
 static void store_call(lua_State *L, int n)
 {
-    for (int i = n; i >= 1; i--)
-        lua_rawseti(L, JOB, i);
-    lua_pushliteral(L, "n");
+    for (int i = n - 1; i >= 0; i--)
+        lua_rawseti(L, JOB, JOB_RESULTS + i);
     lua_pushinteger(L, n);
-    lua_rawset(L, JOB);
+    lua_rawseti(L, JOB, JOB_STATE);
 }
 
 static void store_item(take_t *t, lua_Integer index)

@@ -175,9 +175,9 @@ void draft_drop(draft_t *d);
 int64_t pool_func_new(pool_t *p, draft_t *d, enum func_use use);
 void pool_func_release(pool_t *p, uint32_t func);
 
-/* Queues a cell. Its position (the ticket) >= 0, or -ENOSPC: the board is
-** full, or -ENOMEM; then post->args is still the caller's. */
-int64_t pool_post(pool_t *p, const post_t *post);
+/* Queues a cell. Its position (the ticket) >= 0 and its index, or -ENOSPC: the
+** board is full, or -ENOMEM; then post->args is still the caller's. */
+int64_t pool_post(pool_t *p, const post_t *post, uint64_t *index);
 
 /* The cell of a ticket if it is not over, or NO_CELL. */
 uint64_t pool_find(const pool_t *p, uint64_t ticket);

@@ -168,17 +168,14 @@ static void fill_cell(pool_t *p, cell_t *cell, const post_t *post)
     atomic_store_explicit(&cell->requeues, 0, memory_order_relaxed);
 }
 
-/* Somebody spins: it will see the cell. Somebody sleeps: wake one. Nobody but
-** slots without a process: the keeper starts one. */
+/* Nobody sleeps but slots without a process: the keeper starts one. */
 static void announce(region_t *r)
 {
-    if (atomic_load(&r->spinner))
-        return;
     if (!wake_worker(r) && atomic_load(&r->asleep))
         kick_keeper(r);
 }
 
-int64_t pool_post(pool_t *p, const post_t *post)
+int64_t pool_post(pool_t *p, const post_t *post, uint64_t *cell_index)
 {
     if (!p->r || p->gone)
         return -ENOSPC;
@@ -197,6 +194,7 @@ int64_t pool_post(pool_t *p, const post_t *post)
     board_post(&p->board, cell);
     FAULT_POINT("post.posted");
     announce(p->r);
+    *cell_index = index;
     return (int64_t)e->position;
 }
 

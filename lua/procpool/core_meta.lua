@@ -81,6 +81,18 @@ local Handle = {}
 ---@return string? text
 function Handle:call(job, f, args, timeout, grace, retries) end
 
+--- The metatable of the jobs that submit makes.
+---@param class table
+function Handle:class(class) end
+
+--- call of a new job, without options.
+---@param f function
+---@param args table
+---@return table? job
+---@return string? kind  also "full"
+---@return string? text
+function Handle:submit(f, args) end
+
 --- Encodes a function once for a submission.
 ---@param f function
 ---@return any ref

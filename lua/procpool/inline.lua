@@ -182,7 +182,17 @@ function Inline:call(job, f, args, timeout)
     end
     run(self, job, 1, code, data, timeout)
     self.pending[#self.pending].last = 1
-    return true
+    return 0
+end
+
+function Inline:class(class)
+    self.jobs = class
+end
+
+function Inline:submit(f, args)
+    local job = setmetatable({ -1 }, self.jobs)
+    local ticket, kind, text = self:call(job, f, args)
+    return ticket and job, kind, text
 end
 
 function Inline:func(f) -- luacheck: ignore 212
@@ -239,9 +249,9 @@ local function deliver(self, outcome)
         config.failed(job, index, failed[1], failed[2], failed[3], failed[4], info)
     elseif index and job.kind == "call" then
         for k = 2, values.n do
-            job[k - 1] = values[k]
+            job[k] = values[k]
         end
-        job.n = values.n - 1
+        job[1] = values.n - 1
     elseif index and job.kind == "map" then
         job.results[index] = values[2]
     elseif index then

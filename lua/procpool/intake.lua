@@ -173,7 +173,7 @@ local function settle(self, round, job)
         end
     elseif job.callback then
         if job.kind == "call" then
-            call(self, round, job.callback, unpack(job, 1, job.n))
+            call(self, round, job.callback, unpack(job, 2, job[1] + 1))
         elseif job.collect then
             call(self, round, job.callback, job.results, job.failures)
         else

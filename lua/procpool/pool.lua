@@ -119,14 +119,14 @@ end
 local function finish(self, job)
     local state, handle = self._intake, self._handle
     take(state)
-    while not job.n do
+    while job[1] < 0 do
         if job.failure then
             error(job.failure, 0)
         end
         handle:wait()
         take(state)
     end
-    return unpack(job, 1, job.n)
+    return unpack(job, 2, job[1] + 1)
 end
 
 --- Runs f(table.unpack(args)) in a worker and waits for it.
@@ -135,15 +135,17 @@ end
 ---@param opts procpool.TaskOptions?
 ---@return any ...     all that f returned
 function Pool:apply(f, args, opts)
-    local job = { nil, kind = "call", n = false }
     if opts == nil and type(args) == "table" and f == self._usual
-        and args.n == nil and getpid() == self._owner
-        and self._handle:call(job, f, args) then
-        return finish(self, job)
+        and args.n == nil and getpid() == self._owner then
+        local job = self._handle:submit(f, args)
+        if job then
+            return finish(self, job)
+        end
     end
     args = args == nil and EMPTY or args
     check_call(self, "apply", f, args)
     opts = options.read(options.TASK, "apply", opts)
+    local job = setmetatable({ -1 }, self._call)
     submit(self, job, f, args, opts)
     return finish(self, job)
 end
@@ -153,13 +155,13 @@ local function apply_async(self, f, args, opts)
     args = args == nil and EMPTY or args
     check_call(self, "apply_async", f, args)
     opts = options.read(options.ASYNC, "apply_async", opts)
-    local job = setmetatable({ nil, ticket = false, n = false }, self._call)
+    local job = setmetatable({ -1 }, self._call)
     job.callback, job.error_callback = opts.callback, opts.error_callback
     job.notify = (opts.callback or opts.error_callback) and true or nil
     if self._maxpending then
         map.admit(self, 1)
     end
-    job.ticket = submit(self, job, f, args, opts)
+    job[1] = -1 - submit(self, job, f, args, opts)
     return job
 end
 
@@ -171,10 +173,8 @@ end
 function Pool:apply_async(f, args, opts)
     if opts == nil and type(args) == "table" and f == self._usual
         and args.n == nil and getpid() == self._owner then
-        local job = setmetatable({ nil, ticket = false, n = false }, self._call)
-        local ticket = self._handle:call(job, f, args)
-        if ticket then
-            job.ticket = ticket
+        local job = self._handle:submit(f, args)
+        if job then
             return job
         end
     end
@@ -429,6 +429,7 @@ function pool.new(handle, state, opts)
         _imaps = setmetatable({}, { __mode = "k" }), _draining = false,
     }, meta)
     self._call = result.class(self)
+    handle:class(self._call)
     return self
 end
 

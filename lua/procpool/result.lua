@@ -1,9 +1,10 @@
 -- AsyncResult: the promise of one task, or of one map.
 --
 -- The object is the job the handle delivers into, so that a submission costs
--- one small table. Of a call (`kind == "call"`): [1..n] and n once there; what
--- all calls of a pool have in common (pool, kind) is in their class, since the
--- collector's work on jobs is what bounds a long queue. Of a map (`kind ==
+-- one small table. Of a call (`kind == "call"`): [1] is the number of results,
+-- which follow; -1 - ticket while there are none yet. What all calls of a pool
+-- have in common (pool, kind) is in their class, since the collector's work on
+-- jobs is what bounds a long queue. Of a map (`kind ==
 -- "map"`): results, and left, the tasks without outcome. A bad end is noted in
 -- `failure`. Runs in the parent alone.
 
@@ -20,9 +21,7 @@ local unpack = table.unpack
 ---@class procpool.AsyncResult
 ---@field private kind "call"|"map"
 ---@field private pool procpool.Pool
----@field private ticket any
 ---@field private tickets table<integer, any>  by the chunk's last item
----@field private n integer|false
 ---@field private results table
 ---@field private count integer
 ---@field private left integer
@@ -51,7 +50,7 @@ local result = { meta = meta }
 
 local function is_done(job)
     if job.kind == "call" then
-        return job.n or job.failure
+        return job[1] >= 0 or job.failure
     end
     return job.left == 0 or job.failure
 end
@@ -79,7 +78,7 @@ local function outcome(job)
     if job.failure then
         error(job.failure, 0)
     elseif job.kind == "call" then
-        return unpack(job, 1, job.n)
+        return unpack(job, 2, job[1] + 1)
     elseif job.collect then
         return job.results, job.failures
     end
@@ -152,7 +151,7 @@ function AsyncResult:cancel()
     end
     local handle = self.pool._handle
     if self.kind == "call" then
-        return handle:cancel(self.ticket) ~= nil
+        return handle:cancel(-1 - self[1]) ~= nil
     end
     self.cancelled = intake.cancel(handle, self)
     return self.cancelled
@@ -171,7 +170,7 @@ function AsyncResult:status()
     end
     local handle = self.pool._handle
     if self.kind == "call" then
-        return handle:running(self.ticket) and "running" or "queued"
+        return handle:running(-1 - self[1]) and "running" or "queued"
     elseif self.left < self.count + self.open then
         return "running"
     end
@@ -191,9 +190,7 @@ function meta:__tostring()
     return ("procpool.AsyncResult (%s)"):format(state)
 end
 
---- The metatable of a pool's calls. A job of one is made by
---- setmetatable({ nil, ticket = false, n = false }, class): the constructor's
---- size is that of the table once its result is there.
+--- The metatable of a pool's calls.
 function result.class(pool)
     local index = { kind = "call", pool = pool }
     for name, method in pairs(AsyncResult) do
