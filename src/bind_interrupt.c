@@ -132,7 +132,12 @@ static void *probing_alloc(void *ud, void *ptr, size_t osize, size_t nsize)
 
 void interrupt_watch(lua_State *L)
 {
-    inner = lua_getallocf(L, &inner_data);
+    void *data;
+    lua_Alloc present = lua_getallocf(L, &data);
+    if (present == watching_alloc)
+        return;     /* a pool in a task: inherited, and still right */
+    inner = present;
+    inner_data = data;
     newborn = NULL;
     thread_size = 0;
     lua_setallocf(L, probing_alloc, NULL);

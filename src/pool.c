@@ -227,6 +227,7 @@ int pool_open(pool_t *p, const settings_t *set, const work_t *work,
     p->r->cpus = (uint32_t)os_cpus();
     p->r->parent_pid = (int32_t)p->owner;
     p->slots_used = set->processes;
+    p->cursor = UINT32_MAX;     /* a round is yet to begin */
     p->spin = p->r->cpus > 1 ? POOL_SPIN_MAX : 0;
     enlist(p);
     int rc = make_descriptors(p, &b);
