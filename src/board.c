@@ -1,0 +1,249 @@
+/*
+** board.c - see board.h.
+**
+** `claim` of the region is a hint that never lies in one direction: no cell
+** before it is queued. It holds a version above the position, raised by every
+** put-back. Without the version this would lose a cell:
+**     worker A  reads claim = 7, sees cell 7 claimed by B
+**     keeper    B died: cell 7 is QUEUED again, claim is 7, nothing to lower
+**     worker A  moves claim from 7 to 8
+*/
+#include "board.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fault.h"
+#include "os.h"
+
+#define CLAIM_POSITION(c) ((c) & TAIL_MASK)
+#define CLAIM_WORD(version, position)                                      \
+    ((uint64_t)(version) << 40 | ((position) & TAIL_MASK))
+#define CLAIM_VERSION(c) ((c) >> 40)
+
+static _Atomic uint32_t *directory_entry(const region_t *r, uint64_t position)
+{
+    _Atomic uint32_t *entries = region_at(r, r->directory);
+    return &entries[position / SEGMENT_CELLS % DIRECTORY_SIZE];
+}
+
+/* The cell at a position, or NULL when its segment is gone. The caller must
+** compare the word before it believes the cell. */
+static cell_t *cell_at(const region_t *r, uint64_t position, uint64_t *index)
+{
+    uint32_t segment = atomic_load_explicit(directory_entry(r, position),
+                                            memory_order_acquire);
+    if (!segment || segment > r->segment_count)
+        return NULL;
+    *index = (uint64_t)(segment - 1) * SEGMENT_CELLS +
+             position % SEGMENT_CELLS;
+    return region_cell(r, *index);
+}
+
+uint64_t board_find(const region_t *r, uint64_t position)
+{
+    uint64_t index;
+    return cell_at(r, position, &index) ? index : NO_CELL;
+}
+
+static uint64_t next_segment(uint64_t position)
+{
+    return (position / SEGMENT_CELLS + 1) * SEGMENT_CELLS;
+}
+
+/*
+** Finds the first queued cell at or after the hint. Returns its index and the
+** word to swap, or NO_CELL. Moves the hint over what is not queued.
+*/
+static uint64_t find_queued(region_t *r, uint64_t *word, uint64_t *hint)
+{
+    for (;;) {
+        uint64_t c = atomic_load_explicit(&r->claim, memory_order_acquire);
+        uint64_t p = CLAIM_POSITION(c), index = 0;
+        if (p >= atomic_load_explicit(&r->head, memory_order_seq_cst))
+            return NO_CELL;
+        cell_t *cell = cell_at(r, p, &index);
+        uint64_t next = p + 1;
+        if (!cell)
+            next = next_segment(p);
+        else {
+            uint64_t w = atomic_load_explicit(&cell->word,
+                                              memory_order_acquire);
+            if (w == CELL_WORD(CELL_QUEUED, 0, 0, p)) {
+                *word = w;
+                *hint = c;
+                return index;
+            }
+        }
+        uint64_t moved = CLAIM_WORD(CLAIM_VERSION(c), next);
+        atomic_compare_exchange_strong(&r->claim, &c, moved);
+    }
+}
+
+uint64_t board_claim(region_t *r, uint32_t slot, uint32_t generation)
+{
+    slot_t *s = &r->slots[slot];
+    for (;;) {
+        uint64_t queued, hint;
+        uint64_t index = find_queued(r, &queued, &hint);
+        if (index == NO_CELL)
+            return NO_CELL;
+        /* Before the swap, so that the keeper of a dead worker needs to look
+        ** at one cell only: a worker owns none but the one it intends. */
+        atomic_store_explicit(&s->intent, index + 1, memory_order_release);
+        FAULT_POINT("claim.pre_cas");
+        uint64_t mine = CELL_WORD(CELL_CLAIMED, slot, generation,
+                                  (uint32_t)queued);
+        cell_t *cell = region_cell(r, index);
+        if (!atomic_compare_exchange_strong(&cell->word, &queued, mine))
+            continue;
+        FAULT_POINT("claim.post_cas");
+        /* Dying here is harmless: the next to look moves the hint on. */
+        uint64_t next = CLAIM_WORD(CLAIM_VERSION(hint),
+                                   CLAIM_POSITION(hint) + 1);
+        atomic_compare_exchange_strong(&r->claim, &hint, next);
+        return index;
+    }
+}
+
+void board_lower(region_t *r, uint64_t position)
+{
+    uint64_t c = atomic_load(&r->claim), lower;
+    do {
+        uint64_t at = CLAIM_POSITION(c) < position ? CLAIM_POSITION(c)
+                                                   : position;
+        lower = CLAIM_WORD(CLAIM_VERSION(c) + 1, at);
+    } while (!atomic_compare_exchange_strong(&r->claim, &c, lower));
+}
+
+void board_put_back(region_t *r, cell_t *cell, uint32_t first)
+{
+    uint64_t p = cell->position;
+    /* Dying between these two stores is harmless: whoever judges next finds
+    ** `first` from the outbox's tail, which says the same. */
+    atomic_store_explicit(&cell->first, first, memory_order_release);
+    FAULT_POINT("putback.pre");
+    atomic_store_explicit(&cell->word, CELL_WORD(CELL_QUEUED, 0, 0, p),
+                          memory_order_release);
+    /* Dying here would leave a queued cell below the hint, where nobody ever
+    ** looks: the keeper lowers it for a dead owner. */
+    FAULT_POINT("putback.mid");
+    board_lower(r, p);
+}
+
+int board_queued(region_t *r)
+{
+    uint64_t word, hint;
+    return find_queued(r, &word, &hint) != NO_CELL;
+}
+
+uint64_t board_count_queued(region_t *r)
+{
+    uint64_t p = CLAIM_POSITION(atomic_load(&r->claim));
+    uint64_t head = atomic_load(&r->head), count = 0;
+    while (p < head) {
+        uint64_t index;
+        cell_t *cell = cell_at(r, p, &index);
+        if (!cell) {
+            p = next_segment(p);
+            continue;
+        }
+        if (atomic_load(&cell->word) == CELL_WORD(CELL_QUEUED, 0, 0, p))
+            count += cell->items - atomic_load(&cell->first);
+        p++;
+    }
+    return count;
+}
+
+/* --- the parent's half -------------------------------------------------- */
+
+int board_open(board_t *b, region_t *r)
+{
+    memset(b, 0, sizeof *b);
+    b->b_region = r;
+    b->b_free = malloc(r->segment_count * sizeof *b->b_free);
+    b->b_live = calloc(DIRECTORY_SIZE, sizeof *b->b_live);
+    if (b->b_free && b->b_live)
+        return 0;
+    board_close(b);
+    return -ENOMEM;
+}
+
+void board_close(board_t *b)
+{
+    free(b->b_free);
+    free(b->b_live);
+    b->b_free = b->b_live = NULL;
+}
+
+/* Makes a segment ready for the position that begins it. */
+static int add_segment(board_t *b, uint64_t position)
+{
+    _Atomic uint32_t *entry = directory_entry(b->b_region, position);
+    uint32_t segment;
+    if (atomic_load_explicit(entry, memory_order_relaxed))
+        return 0;  /* 16.7 million cells ago is not over yet */
+    if (b->b_free_count)
+        segment = b->b_free[--b->b_free_count];
+    else if (b->b_segments_used < b->b_region->segment_count)
+        segment = b->b_segments_used++;
+    else
+        return 0;
+    atomic_store_explicit(entry, segment + 1, memory_order_release);
+    /* All its cells, posted yet or not: the segment is over when every one
+    ** of them was posted and is over. */
+    b->b_live[position / SEGMENT_CELLS % DIRECTORY_SIZE] = SEGMENT_CELLS;
+    return 1;
+}
+
+uint64_t board_next(board_t *b)
+{
+    uint64_t p = b->b_head, index;
+    cell_t *cell = cell_at(b->b_region, p, &index);
+    if (p % SEGMENT_CELLS == 0 && (!cell || cell->position != p)) {
+        if (!add_segment(b, p))
+            return NO_CELL;
+        cell = cell_at(b->b_region, p, &index);
+    }
+    cell->position = p;
+    return index;
+}
+
+void board_post(board_t *b, cell_t *cell)
+{
+    region_t *r = b->b_region;
+    atomic_store_explicit(&cell->word,
+                          CELL_WORD(CELL_QUEUED, 0, 0, b->b_head),
+                          memory_order_release);
+    atomic_store_explicit(&r->head, ++b->b_head, memory_order_seq_cst);
+}
+
+int board_withdraw(cell_t *cell)
+{
+    uint64_t queued = CELL_WORD(CELL_QUEUED, 0, 0, cell->position);
+    uint64_t nobody = CELL_WORD(CELL_FREE, 0, 0, cell->position);
+    return atomic_compare_exchange_strong(&cell->word, &queued, nobody);
+}
+
+void board_free(board_t *b, cell_t *cell)
+{
+    region_t *r = b->b_region;
+    uint64_t p = cell->position;
+    _Atomic uint32_t *entry = directory_entry(r, p);
+    uint32_t segment = atomic_load_explicit(entry, memory_order_relaxed);
+    atomic_store_explicit(&cell->word, CELL_WORD(CELL_FREE, 0, 0, p),
+                          memory_order_release);
+    if (--b->b_live[p / SEGMENT_CELLS % DIRECTORY_SIZE])
+        return;
+    atomic_store_explicit(entry, 0, memory_order_release);
+    b->b_free[b->b_free_count++] = segment - 1;
+}
+
+uint64_t board_room(const board_t *b)
+{
+    uint64_t segments = b->b_region->segment_count - b->b_segments_used +
+                        b->b_free_count;
+    return segments * SEGMENT_CELLS +
+           (SEGMENT_CELLS - b->b_head % SEGMENT_CELLS) % SEGMENT_CELLS;
+}

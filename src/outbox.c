@@ -1,0 +1,299 @@
+/*
+** outbox.c - see outbox.h.
+**
+** Positions count bytes and never go back (40 bits, they wrap); a position's
+** place in the ring is its remainder by the ring's size, a power of two.
+**
+** Where a record is put decides how warm its pages are. Fresh shared pages
+** cost 2.4 GiB/s, warm ones five times less, so the writer goes back to the
+** ring's start as soon as it is past WINDOW bytes and the reader has taken
+** everything (or at least is itself past WINDOW). Only when nobody reads does
+** it walk on into the sparse rest of the ring.
+**
+** Run by workers, and by the keeper for its own outbox; outbox_read and
+** outbox_release by the parent. Blocks only in o_starved.
+*/
+#include "outbox.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "fault.h"
+#include "os.h"
+
+#define WINDOW (UINT64_C(256) * 1024)
+#define KEEP (UINT64_C(4) * 1024 * 1024)    /* bytes never trimmed */
+#define HEADER 8
+
+#define X(id, text) text,
+const char *const event_names[EVENTS_COUNT] = { EVENTS(X) };
+#undef X
+
+static uint64_t header_word(enum record_kind kind, uint64_t size)
+{
+    return (uint64_t)kind << 56 | size;
+}
+
+static uint64_t offset_of(const outbox_t *o, uint64_t position)
+{
+    return position & o->o_mask;
+}
+
+static uint64_t unread(const outbox_t *o)
+{
+    uint64_t head = atomic_load_explicit(&o->o_slot->head,
+                                         memory_order_acquire);
+    return (o->o_position - head) & TAIL_MASK;
+}
+
+/* Bytes from `position` on that are free and contiguous. */
+static uint64_t contiguous(const outbox_t *o, uint64_t position)
+{
+    uint64_t head = atomic_load_explicit(&o->o_slot->head,
+                                         memory_order_acquire);
+    uint64_t used = (position - head) & TAIL_MASK;
+    uint64_t to_end = o->o_size - offset_of(o, position);
+    /* HEADER stays free, so that a SKIP always fits. */
+    uint64_t free = used + HEADER < o->o_size ? o->o_size - HEADER - used : 0;
+    return free < to_end ? free : to_end;
+}
+
+static uint64_t next_lap(const outbox_t *o, uint64_t position)
+{
+    return (position - offset_of(o, position) + o->o_size) & TAIL_MASK;
+}
+
+static void point_record(outbox_t *o, uint64_t start, uint64_t room)
+{
+    o->o_start = start;
+    o->record.data = o->o_ring + offset_of(o, start) + HEADER + o->o_prefix;
+    o->record.room = (size_t)(room - HEADER - o->o_prefix);
+}
+
+static void touch(outbox_t *o, uint64_t end)
+{
+    if (end <= o->o_high)
+        return;
+    o->o_high = end;
+    if (end > KEEP)  /* for whoever has the slot after this life */
+        atomic_store_explicit(&o->o_slot->room, end, memory_order_relaxed);
+}
+
+static void write_skip(outbox_t *o)
+{
+    uint64_t skip = header_word(RECORD_SKIP, 0);
+    memcpy(o->o_ring + offset_of(o, o->o_position), &skip, HEADER);
+}
+
+/*
+** Where a record of `whole` bytes can be put now; *start and *room, or 0 when
+** the reader must move first.
+*/
+static int find_place(outbox_t *o, uint64_t whole, uint64_t *start,
+                      uint64_t *room)
+{
+    uint64_t here = o->o_position, lap = next_lap(o, here);
+    if (offset_of(o, here) >= WINDOW && unread(o) == 0 &&
+        contiguous(o, lap) >= whole)
+        *start = lap;
+    else if (contiguous(o, here) >= whole)
+        *start = here;
+    else if (o->o_size - offset_of(o, here) >= whole)
+        return 0;
+    else if (contiguous(o, lap) >= whole)
+        *start = lap;
+    else {
+        /* It can only fit at the ring's start, and only when the reader has
+        ** passed what is before it: send it there. Not while it is still in
+        ** the lap before, or more than a whole ring would be unread. */
+        if (((lap - here) & TAIL_MASK) + unread(o) > o->o_size)
+            return 0;
+        write_skip(o);
+        o->o_position = lap;
+        outbox_publish(o, TAIL_ITEM(atomic_load(&o->o_slot->tail)));
+        return 0;
+    }
+    *room = contiguous(o, *start);
+    return 1;
+}
+
+/*
+** Finds a place for a record of `need` payload bytes, moving `record.used`
+** bytes along when it cannot stay where it is.
+*/
+static int place(outbox_t *o, uint64_t need)
+{
+    uint64_t whole = HEADER + o->o_prefix + ((need + 7) & ~UINT64_C(7));
+    uint64_t start, room;
+    if (whole + 2 * HEADER > o->o_size)
+        return -EMSGSIZE;
+    for (;;) {
+        /* Head is read before the search, not after it:
+        **     writer   finds the ring full
+        **     reader   moves head, sees that nobody is starved
+        **     writer   reads the new head, is starved, sleeps while head
+        **              is that
+        */
+        o->o_seen = atomic_load(&o->o_slot->head);
+        if (find_place(o, whole, &start, &room))
+            break;
+        int rc = o->o_starved ? o->o_starved(o) : -ENOBUFS;
+        if (rc < 0)
+            return rc;
+    }
+    unsigned char *old = o->record.data;
+    point_record(o, start, room);
+    if (o->record.used && old != o->record.data)
+        memmove(o->record.data, old, o->record.used);
+    return 0;
+}
+
+static int grow(buffer_t *b, size_t need)
+{
+    outbox_t *o = (outbox_t *)b;
+    FAULT_POINT("outbox.grow");
+    return place(o, (uint64_t)b->used + need);
+}
+
+void outbox_open(outbox_t *o, region_t *r, uint32_t slot,
+                 int (*starved)(outbox_t *))
+{
+    memset(o, 0, sizeof *o);
+    o->o_region = r;
+    o->o_slot = &r->slots[slot];
+    o->o_ring = region_outbox(r, slot);
+    o->o_size = r->outbox_size;
+    o->o_mask = r->outbox_size - 1;
+    o->o_position = TAIL_BYTES(atomic_load_explicit(&o->o_slot->tail,
+                                                    memory_order_acquire));
+    o->o_high = atomic_load_explicit(&o->o_slot->room, memory_order_relaxed);
+    o->o_starved = starved;
+    o->record.grow = grow;
+}
+
+void outbox_cell(outbox_t *o, const record_cell_t *cell)
+{
+    o->o_cell = *cell;
+    o->o_prefix = sizeof *cell;
+}
+
+int outbox_begin(outbox_t *o)
+{
+    o->record.used = 0;
+    /* The common case: right behind the last record, 256 bytes free. */
+    uint64_t offset = offset_of(o, o->o_position);
+    if (offset < WINDOW && contiguous(o, o->o_position) >= 256) {
+        point_record(o, o->o_position, 256);
+        return 0;
+    }
+    return place(o, 64);
+}
+
+void outbox_end(outbox_t *o, enum record_kind kind)
+{
+    if (o->o_start != o->o_position)
+        write_skip(o);
+    uint64_t size = o->o_prefix + o->record.used;
+    unsigned char *at = o->o_ring + offset_of(o, o->o_start);
+    uint64_t word = header_word(kind, size);
+    if (o->o_prefix) {
+        word = header_word(kind | RECORD_FIRST, size);
+        memcpy(at + HEADER, &o->o_cell, sizeof o->o_cell);
+        o->o_prefix = 0;
+    }
+    memcpy(at, &word, HEADER);
+    FAULT_POINT("outbox.mid");
+    uint64_t whole = HEADER + ((size + 7) & ~UINT64_C(7));
+    touch(o, offset_of(o, o->o_start) + whole);
+    o->o_position = (o->o_start + whole) & TAIL_MASK;
+}
+
+void outbox_publish(outbox_t *o, uint32_t item)
+{
+    FAULT_POINT("publish.pre");
+    /* The writer may die before this store (nothing was said) or after it
+    ** (all was said); there is no third case. */
+    atomic_store_explicit(&o->o_slot->tail, TAIL_WORD(item, o->o_position),
+                          memory_order_release);
+    FAULT_POINT("publish.post");
+}
+
+int outbox_put(outbox_t *o, enum record_kind kind, const void *bytes,
+               size_t size)
+{
+    int rc = outbox_begin(o);
+    if (rc == 0 && size > o->record.room)
+        rc = place(o, size);
+    if (rc < 0)
+        return rc;
+    if (size)
+        memcpy(o->record.data, bytes, size);
+    o->record.used = size;
+    outbox_end(o, kind);
+    return 0;
+}
+
+int outbox_wants_trim(const outbox_t *o)
+{
+    return o->o_high > KEEP;
+}
+
+/* Only the writer may do this, and only when nothing is unread: otherwise it
+** would punch a hole under the reader. */
+void outbox_trim(outbox_t *o)
+{
+    if (!outbox_wants_trim(o) || unread(o) != 0)
+        return;
+    os_give_back(o->o_ring + KEEP, (size_t)(o->o_high - KEEP));
+    o->o_high = 0;
+    atomic_store_explicit(&o->o_slot->room, 0, memory_order_relaxed);
+}
+
+int outbox_read(const region_t *r, uint32_t slot, uint64_t *at, uint64_t end,
+                record_t *out)
+{
+    const unsigned char *ring = region_outbox(r, slot);
+    uint64_t size = r->outbox_size;
+    for (;;) {
+        uint64_t left = (TAIL_BYTES(end) - *at) & TAIL_MASK;
+        if (left == 0)
+            return 0;
+        uint64_t offset = *at & (size - 1), word;
+        if (left < HEADER || left > size)
+            return -EPROTO;
+        memcpy(&word, ring + offset, HEADER);
+        if (word >> 56 == RECORD_SKIP) {
+            if (left < size - offset)
+                return -EPROTO;
+            *at = (*at + size - offset) & TAIL_MASK;
+            continue;
+        }
+        uint64_t bytes = word & ((UINT64_C(1) << 56) - 1);
+        uint64_t whole = HEADER + ((bytes + 7) & ~UINT64_C(7));
+        if (bytes > size || whole > left || offset + whole > size)
+            return -EPROTO;
+        out->kind = (enum record_kind)(word >> 56 & ~RECORD_FIRST);
+        out->cell = NULL;
+        out->bytes = ring + offset + HEADER;
+        out->size = bytes;
+        if (word >> 56 & RECORD_FIRST) {
+            if (bytes < sizeof *out->cell)
+                return -EPROTO;
+            out->cell = (const void *)out->bytes;
+            out->bytes += sizeof *out->cell;
+            out->size -= sizeof *out->cell;
+        }
+        *at = (*at + whole) & TAIL_MASK;
+        return 1;
+    }
+}
+
+void outbox_release(region_t *r, uint32_t slot, uint64_t at)
+{
+    slot_t *s = &r->slots[slot];
+    atomic_store_explicit(&s->head, at & TAIL_MASK, memory_order_seq_cst);
+    if (atomic_load_explicit(&s->starved, memory_order_seq_cst)) {
+        atomic_store_explicit(&s->starved, 0, memory_order_relaxed);
+        os_futex_wake(&s->starved, 1);
+    }
+}

@@ -1,0 +1,120 @@
+/*
+** worker.h - one life of a worker: start, wait for its turn, claim cells, run
+** their tasks, leave.
+**
+** The engine knows tasks as bytes in and bytes out; what it means to run one
+** is a work_t, filled in by whoever embeds the engine (the Lua binding, the
+** C tests).
+*/
+#ifndef PROCPOOL_WORKER_H
+#define PROCPOOL_WORKER_H
+
+#include <signal.h>
+
+#include "buffer.h"
+#include "outbox.h"
+#include "region.h"
+
+#pragma GCC visibility push(hidden)
+
+/* Asks a worker to interrupt its task: real-time, so unlikely to be used. */
+#define STOP_SIGNAL (SIGRTMAX - 2)
+
+typedef struct task {
+    const unsigned char *func;  /* message of the function */
+    uint64_t func_size, func_id;
+    const unsigned char *args;  /* message of the arguments */
+    uint64_t args_size;
+    uint64_t number;            /* among all tasks of the pool, from 1 */
+    uint64_t timeout;           /* ns; 0: none */
+    uint32_t attempt;
+    int refused;                /* args is the text why it cannot travel */
+} task_t;
+
+struct worker;
+typedef struct work {
+    void *context;
+    /* In the keeper, once, before any worker: settle the inherited heap. */
+    void (*settle)(void *context);
+    /* In the worker, before its first task: 0, or -1 and a complaint. */
+    int (*start)(void *context, struct worker *w, buffer_t *complaint);
+    /* One task. Calls worker_enter just before user code. Writes its record's
+    ** payload to `result`; the kind is VALUE, ERROR, REFUSED or STOPPED. */
+    enum record_kind (*run)(void *context, struct worker *w, const task_t *t,
+                            buffer_t *result);
+    /* After each task: 1 = the worker is to leave (recycleif). */
+    int (*after)(void *context, struct worker *w);
+    /* The finalizer. */
+    void (*stop)(void *context, struct worker *w);
+    /* In a signal handler: make the running task raise soon. */
+    void (*interrupt)(void *context);
+} work_t;
+
+/* The worker's private half. */
+typedef struct worker {
+    region_t *w_region;
+    slot_t *w_slot;
+    const work_t *w_work;
+    uint32_t w_index, w_generation;
+    int32_t w_pid;
+    outbox_t w_out;
+    cell_t *w_cell;             /* being run, or NULL */
+    uint32_t w_item;
+    uint32_t w_serial;          /* of the task last entered */
+    uint32_t w_entered;         /* the current task reached user code */
+    uint32_t w_hungry;          /* it was idle before this claim */
+    uint64_t w_tasks;           /* ended in this life */
+    uint64_t w_limit;           /* of tasks; 0: none */
+    uint64_t w_forked;          /* ns */
+    uint64_t w_age;             /* ns: its limit; 0: none */
+    uint64_t w_old;             /* ns: time to leave; 0: never */
+    uint64_t w_memory_limit;
+    uint64_t w_memory_known, w_memory_anon, w_memory_faults;
+    uint64_t w_notified;        /* ns, the parent was last woken */
+    uint64_t w_spin;            /* ns to spin before sleeping */
+    volatile sig_atomic_t w_term, w_stop;  /* set by signal handlers */
+    uint32_t w_disowned;        /* this is a child that a task forked */
+    uint32_t w_recycle;         /* the task asked to be the last */
+} worker_t;
+
+/* The worker that this process is, or NULL. */
+extern worker_t *worker_current;
+
+/* In the keeper, once: what every worker inherits ready-made. The keeper has
+** all signals blocked and never calls exit(), so it does nothing there. */
+void worker_prepare(void);
+/* In a fresh child of the keeper; never returns. `keeper` is its pid. */
+_Noreturn void worker_main(region_t *r, uint32_t slot, uint32_t generation,
+                           const work_t *work, pid_t keeper);
+
+/* The life without the process around it (for tests with threads): returns
+** why the worker leaves. */
+void worker_open(worker_t *w, region_t *r, uint32_t slot, uint32_t generation,
+                 const work_t *work);
+enum reason worker_serve(worker_t *w);
+
+/* After so many tasks of a worker its slot's next life is started; 0: as soon
+** as the worker itself, since lives are that short. */
+static inline uint64_t worker_ahead(const settings_t *set)
+{
+    uint64_t least = (uint64_t)((double)set->maxtasks * (1 - set->jitter));
+    return set->maxtasks <= 16 ? 0 : least / 2;
+}
+
+/* Called by work->run: user code begins, or failed to. */
+void worker_enter(worker_t *w);
+/* Called by work->run before it writes the result: user code is over. Does
+** not return in a child that the task forked and that came back here. */
+void worker_return(const worker_t *w);
+/* The reason why the running task is to stop, or REASON_NONE. */
+enum reason worker_stop_reason(const worker_t *w);
+
+/* Wakes one worker that sleeps or spins; 0 when none did. Anyone. */
+int wake_worker(region_t *r);
+/* Wakes the parent if it sleeps (or its event loop does). Anyone else. */
+void wake_parent(region_t *r);
+/* Makes the keeper look around. Anyone. */
+void kick_keeper(const region_t *r);
+
+#pragma GCC visibility pop
+#endif
