@@ -291,21 +291,21 @@ static void judge_begun(keeper_t *k, const life_t *l, cell_t *cell,
 }
 
 /* It died before the task began: that is nobody's fault, so it goes back
-** unseen; but what crashes a worker twice more in decoding is to blame. */
-static void judge_unbegun(keeper_t *k, cell_t *cell, record_verdict_t *v)
+** unseen; but what crashes a worker twice more in decoding is to blame, and
+** that death counts as one under the task. */
+static void judge_unbegun(keeper_t *k, const life_t *l, cell_t *cell,
+                          record_verdict_t *v)
 {
     if (v->item != atomic_load(&cell->first)) {
         atomic_store(&cell->requeues, 0);
         atomic_store(&cell->attempt, 1);
     }
-    v->attempt = atomic_load(&cell->attempt);
     if (atomic_fetch_add(&cell->requeues, 1) < REQUEUES_MAX) {
         board_put_back(k->r, cell, v->item);
         return;
     }
-    v->verdict = VERDICT_LOST;
     v->phase = 1;
-    end_task(k, cell, v);
+    judge_begun(k, l, cell, v);
 }
 
 /*
@@ -355,7 +355,7 @@ static void judge(keeper_t *k, const life_t *l, int status)
     if (begun && RUN_STATE(run) != RUN_IDLE && RUN_ITEM(run) == next)
         judge_begun(k, l, cell, &v);
     else
-        judge_unbegun(k, cell, &v);
+        judge_unbegun(k, l, cell, &v);
     wake_parent(r);
 }
 
