@@ -1,13 +1,14 @@
 /*
 ** codec_encode.c - values become a message.
 **
-** Two passes share one piece of code. The plain pass knows scalars, strings
-** and tables without metatables, which is nearly all data: it allocates no
-** Lua memory, so neither the collector nor user code can run under it, and
-** addresses identify objects. What it does not know makes it give up and
-** start again as the full pass, which runs protected and anchors every
-** object it has met, since finalizers and `__reduce` may now drop objects or
-** change tables that are being walked.
+** Two passes share one piece of code. The plain pass allocates no Lua memory,
+** so neither the collector nor user code can run under it, and addresses
+** identify objects. It can do nearly everything. What it cannot do (call a
+** `__reduce`, dump a function for the first time, nest deeper than its
+** window, say why a value is refused) makes it give up and start again as the
+** full pass, which runs protected and anchors every object it has met, since
+** finalizers and `__reduce` may now drop objects or change tables that are
+** being walked.
 **
 ** Run by the parent (arguments, functions) and by workers (results, errors).
 ** Writes straight into the buffer; bytes are not read back from it, except
@@ -36,8 +37,9 @@ typedef struct encoder {
     size_t start;       /* where in the buffer the message begins */
     const char *root;
     int position, count;
+    const void *globals;
     bool full;
-    bool refreshed;     /* names are up to date for this message */
+    bool searched;      /* full: the names have been built anew */
     int anchors;        /* full: stack slot of the list of objects met */
     lua_Integer anchored;
 } encoder_t;
@@ -252,36 +254,43 @@ static result_t put_name(encoder_t *e, const uint8_t *wire, size_t size)
     return DONE;
 }
 
-/*
-** Writes the object on top of the stack by name: DONE, FAILED, or CHILD if
-** it has none. Full pass.
-*/
-static result_t try_name(encoder_t *e)
+/* Writes the object on top of the stack by name, as a value or a metatable:
+** DONE, FAILED, or CHILD if it has none. */
+static result_t try_name(encoder_t *e, bool metatable)
 {
     size_t size;
-    const uint8_t *wire = names_wire(e->L, e->codec->names, -1, &size);
-    forget_strings(e);
+    const uint8_t *wire = names_wire(e->L, e->codec->names, -1, metatable,
+                                     &size);
     return wire ? put_name(e, wire, size) : CHILD;
 }
 
-/*
-** Once per message with a function, a class or a userdata: have modules been
-** loaded since? Not for plain data, where the walk over package.loaded would
-** cost more than the message.
-*/
-static void refresh_names(encoder_t *e)
+/* The same for what would be refused without one: once per message, the
+** fields of the modules are looked at as they are now. */
+static result_t search_name(encoder_t *e)
 {
-    if (!e->refreshed)
-        names_refresh(e->L, e->codec->names);
-    e->refreshed = true;
+    if (!e->full)
+        return GIVE_UP;
+    if (!e->searched) {
+        names_refresh(e->L, e->codec->names, true);
+        forget_strings(e);
+    }
+    e->searched = true;
+    return try_name(e, false);
 }
 
-static bool is_globals(lua_State *L)
+/* The container on top of the stack gets a frame; NULL: the reason is *r. */
+static frame_t *open_frame(encoder_t *e, result_t *r)
 {
-    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_GLOBALS);
-    bool same = lua_rawequal(L, -1, -2);
-    lua_pop(L, 1);
-    return same;
+    size_t spilled = e->window.spilled;
+    *r = GIVE_UP;
+    if (!e->full && e->window.depth - spilled == WINDOW)
+        return NULL;            /* spilling allocates */
+    frame_t *f = window_push(&e->window, e->codec);
+    if (f == NULL)
+        *r = no_memory(e);
+    if (e->window.spilled != spilled)
+        forget_strings(e);
+    return f;
 }
 
 static result_t put_tag(encoder_t *e, uint8_t tag)
@@ -299,7 +308,7 @@ static result_t put_tag(encoder_t *e, uint8_t tag)
 /* Pushes the raw field `__reduce` of the metatable on top; false: nil. */
 static bool push_reduce(lua_State *L)
 {
-    lua_pushliteral(L, "__reduce");
+    codec_push_reduce(L);
     if (lua_rawget(L, -2) != LUA_TNIL)
         return true;
     lua_pop(L, 1);
@@ -314,6 +323,7 @@ static result_t call_reduce(encoder_t *e, int *count)
     lua_pushvalue(L, object);
     int status = lua_pcall(L, 1, LUA_MULTRET, 0);
     forget_strings(e);
+    luaL_checkstack(L, 8, NULL);
     if (status != LUA_OK) {
         char text[512];
         const char *s = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
@@ -323,6 +333,7 @@ static result_t call_reduce(encoder_t *e, int *count)
     }
     *count = lua_gettop(L) - object;
     lua_createtable(L, *count, 0);
+    forget_strings(e);
     lua_insert(L, object + 1);
     for (int i = *count; i >= 1; i--)
         lua_rawseti(L, object + 1, i);
@@ -363,9 +374,9 @@ static result_t begin_reduced(encoder_t *e)
     *p++ = TAG_REDUCED;
     written(e->out, size_write(p, (uint64_t)count));
     lua_replace(L, -2);
-    frame_t *f = window_push(&e->window, e->codec);
+    frame_t *f = open_frame(e, &r);
     if (f == NULL)
-        return no_memory(e);
+        return r;
     *f = (frame_t){ .kind = FRAME_REDUCED, .mode = MODE_VALUES, .at = at,
                     .next = 1, .last = count, .object = object };
     lua_pushnil(L);
@@ -401,12 +412,10 @@ static result_t open_table(encoder_t *e, const void *object, bool meta)
         p = size_write(p, size);
     *p++ = 0;
     written(e->out, p);
-    size_t spilled = e->window.spilled;
-    if (!e->full && e->window.depth - spilled == WINDOW)
-        return GIVE_UP;         /* spilling allocates */
-    frame_t *f = window_push(&e->window, e->codec);
+    result_t r;
+    frame_t *f = open_frame(e, &r);
     if (f == NULL)
-        return no_memory(e);
+        return r;
     f->kind = FRAME_TABLE;
     f->mode = size ? MODE_ARRAY : MODE_PAIRS;
     f->meta = meta;
@@ -417,24 +426,25 @@ static result_t open_table(encoder_t *e, const void *object, bool meta)
     return CHILD;
 }
 
-/* The table on top has a metatable, which lies above it. */
+/* The table on top of the stack has a metatable. */
 static result_t begin_object(encoder_t *e, const void *object)
 {
-    refresh_names(e);
-    lua_insert(e->L, -2);
-    result_t named = try_name(e);
-    lua_insert(e->L, -2);
-    if (named != CHILD) {
-        if (named == DONE)
-            lua_pop(e->L, 1);
-        return named;
-    }
-    if (push_reduce(e->L)) {
-        lua_replace(e->L, -2);
+    lua_State *L = e->L;
+    lua_getmetatable(L, -1);
+    if (push_reduce(L)) {
+        if (!e->full)
+            return GIVE_UP;
+        lua_replace(L, -2);
         return begin_reduced(e);
     }
-    lua_pop(e->L, 1);
+    lua_pop(L, 1);
     return open_table(e, object, true);
+}
+
+/* Is the table that comes next some table's metatable? */
+static bool is_metatable(encoder_t *e)
+{
+    return e->window.depth > 0 && window_top(&e->window)->mode == MODE_META;
 }
 
 static result_t begin_table(encoder_t *e)
@@ -443,29 +453,21 @@ static result_t begin_table(encoder_t *e)
     const void *object = lua_topointer(L, -1);
     uint64_t *where = seen_find(&e->codec->seen, object);
     if (where) {
-        if (e->full && in_reduction(e, *where))
+        if (in_reduction(e, *where))
             return refuse(e, "refers to itself through __reduce");
         return put_ref(e, TAG_REF, *where);
     }
-    bool meta = lua_getmetatable(L, -1);
-    if (!meta && !names_known(e->codec->names, object)
-        && !(e->full && is_globals(L)))
-        return open_table(e, object, false);
-    if (!e->full)
-        return GIVE_UP;
-    if (meta)
-        lua_insert(L, -2);      /* metatable below for the comparison */
-    if (is_globals(L)) {
-        if (meta)
-            lua_remove(L, -2);
+    if (object == e->globals)
         return put_tag(e, TAG_GLOBALS);
+    bool meta = lua_getmetatable(L, -1);
+    if (meta)
+        lua_pop(L, 1);
+    if (names_known(e->codec->names, object) || is_metatable(e)) {
+        result_t r = try_name(e, is_metatable(e));
+        if (r != CHILD)
+            return r;
     }
-    if (meta) {
-        lua_insert(L, -2);
-        return begin_object(e, object);
-    }
-    result_t named = try_name(e);
-    return named == CHILD ? open_table(e, object, false) : named;
+    return meta ? begin_object(e, object) : open_table(e, object, false);
 }
 
 /*
@@ -613,8 +615,9 @@ static result_t put_pair(encoder_t *e, frame_t *f)
 {
     if (f->mode == MODE_ARRAY) {
         f->mode = MODE_PAIRS;
-        if (put_tag(e, TAG_PAIRS) != DONE)
-            return e->full ? FAILED : GIVE_UP;
+        result_t r = put_tag(e, TAG_PAIRS);
+        if (r != DONE)
+            return r;
     }
     f->pairs++;
     result_t r = put_key(e);
@@ -649,15 +652,16 @@ static result_t close_table(encoder_t *e, frame_t *f)
     if (!f->meta)
         return put_tag(e, TAG_END);
     f->mode = MODE_META;
-    if (put_tag(e, TAG_META) != DONE)
-        return FAILED;
+    result_t r = put_tag(e, TAG_META);
+    if (r != DONE)
+        return r;
     lua_pushnil(L);
     if (!lua_getmetatable(L, -2)) {     /* user code has taken it away */
-        result_t r = put_tag(e, TAG_NIL);
+        r = put_tag(e, TAG_NIL);
         lua_pop(L, 1);
         return r;
     }
-    result_t r = put_value(e);
+    r = put_value(e);
     if (r == DONE)
         lua_pop(L, 2);
     return r;
@@ -716,7 +720,7 @@ static result_t step_table(encoder_t *e, frame_t *f)
     return r == DONE ? leave_frame(e) : r;
 }
 
-/* Functions. Full pass. */
+/* Functions. */
 
 static int dump_writer(lua_State *L, const void *p, size_t size, void *state)
 {
@@ -733,9 +737,14 @@ static int dump_writer(lua_State *L, const void *p, size_t size, void *state)
 
 static char dumps_key;      /* registry: closure -> wire form, weak keys */
 
+static bool push_known_dumps(lua_State *L)
+{
+    return lua_rawgetp(L, LUA_REGISTRYINDEX, &dumps_key) == LUA_TTABLE;
+}
+
 static void push_dumps(lua_State *L)
 {
-    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &dumps_key) == LUA_TTABLE)
+    if (push_known_dumps(L))
         return;
     lua_pop(L, 1);
     lua_newtable(L);
@@ -772,18 +781,27 @@ static bool make_dump(encoder_t *e)
     return true;
 }
 
-/* Stack: function. Pushes its wire form, from the cache if it is there: a
+/* Stack: function. Pushes its wire form if it has been dumped before: a
 ** closure's code never changes. */
-static bool push_dump(encoder_t *e)
+static bool push_known_dump(lua_State *L)
 {
-    lua_State *L = e->L;
-    push_dumps(L);
+    if (!push_known_dumps(L)) {
+        lua_pop(L, 1);
+        return false;
+    }
     lua_pushvalue(L, -2);
     if (lua_rawget(L, -2) == LUA_TSTRING) {
-        lua_remove(L, -2);
+        lua_replace(L, -2);
         return true;
     }
     lua_pop(L, 2);
+    return false;
+}
+
+/* Stack: function. Dumps it for the first time and pushes its wire form. */
+static bool push_new_dump(encoder_t *e)
+{
+    lua_State *L = e->L;
     if (!make_dump(e))
         return false;
     push_dumps(L);
@@ -794,13 +812,33 @@ static bool push_dump(encoder_t *e)
     return true;
 }
 
+/*
+** A function that has not been dumped before, on top of the stack. It may be
+** a field of a module that was loaded just now: then it is written by name.
+** CHILD: its dump has been pushed. Full pass.
+*/
+static result_t dump_or_name(encoder_t *e, const void *object)
+{
+    names_refresh(e->L, e->codec->names, false);
+    if (names_known(e->codec->names, object)) {
+        result_t r = try_name(e, false);
+        if (r != CHILD)
+            return r;
+    }
+    bool dumped = push_new_dump(e);
+    forget_strings(e);
+    return dumped ? CHILD : no_memory(e);
+}
+
 /* Stack: function, whose wire form is written and whose frame begins. */
 static result_t open_function(encoder_t *e, const void *object)
 {
     lua_State *L = e->L;
-    if (!push_dump(e))
-        return no_memory(e);
-    forget_strings(e);
+    if (!push_known_dump(L)) {
+        result_t r = e->full ? dump_or_name(e, object) : GIVE_UP;
+        if (r != CHILD)
+            return r;
+    }
     size_t size;
     const char *wire = lua_tolstring(L, -1, &size);
     lua_insert(L, -2);
@@ -818,9 +856,10 @@ static result_t open_function(encoder_t *e, const void *object)
     lua_pop(L, 1);
     if (upvalues == 0)
         return DONE;
-    frame_t *f = window_push(&e->window, e->codec);
+    result_t r;
+    frame_t *f = open_frame(e, &r);
     if (f == NULL)
-        return no_memory(e);
+        return r;
     *f = (frame_t){ .kind = FRAME_FUNCTION, .mode = MODE_VALUES, .next = 1,
                     .last = upvalues };
     lua_pushnil(L);
@@ -829,21 +868,19 @@ static result_t open_function(encoder_t *e, const void *object)
 
 static result_t begin_function(encoder_t *e)
 {
-    if (!e->full)
-        return GIVE_UP;
     const void *object = lua_topointer(e->L, -1);
     uint64_t *where = seen_find(&e->codec->seen, object);
     if (where)
         return put_ref(e, TAG_REF, *where);
-    refresh_names(e);
-    if (names_known(e->codec->names, object)) {
-        result_t named = try_name(e);
+    bool c_function = lua_iscfunction(e->L, -1);
+    if (names_known(e->codec->names, object) || c_function) {
+        result_t named = try_name(e, false);
+        if (named == CHILD && c_function)
+            named = search_name(e);
         if (named != CHILD)
             return named;
     }
-    if (lua_iscfunction(e->L, -1))
-        return refuse(e, "C function");
-    return open_function(e, object);
+    return c_function ? refuse(e, "C function") : open_function(e, object);
 }
 
 /* Goes on with a function's upvalues. Stack: function, nil. */
@@ -888,12 +925,10 @@ static result_t step_reduced(encoder_t *e, frame_t *f)
     return leave_frame(e);
 }
 
-/* Userdata: by name or by `__reduce`. Full pass. */
+/* Userdata: by name or by `__reduce`. */
 static result_t begin_userdata(encoder_t *e)
 {
     lua_State *L = e->L;
-    if (!e->full)
-        return GIVE_UP;
     const void *object = lua_topointer(L, -1);
     bool light = lua_islightuserdata(L, -1);
     uint64_t *where = light ? NULL : seen_find(&e->codec->seen, object);
@@ -902,12 +937,13 @@ static result_t begin_userdata(encoder_t *e)
             return refuse(e, "refers to itself through __reduce");
         return put_ref(e, TAG_REF, *where);
     }
-    refresh_names(e);
     if (names_known(e->codec->names, object)) {
-        result_t named = try_name(e);
+        result_t named = try_name(e, false);
         if (named != CHILD)
             return named;
     }
+    if (!e->full)
+        return GIVE_UP;
     if (!light && lua_getmetatable(L, -1)) {
         if (push_reduce(L)) {
             lua_replace(L, -2);
@@ -997,6 +1033,9 @@ static bool prepare(encoder_t *e)
         lua_newtable(L);
         e->anchors = lua_gettop(L);
     }
+    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_GLOBALS);
+    e->globals = lua_topointer(L, -1);
+    lua_pop(L, 1);
     e->window.base = lua_gettop(L) + 1;
     return seen_start(&e->codec->seen) == 0;
 }
@@ -1024,6 +1063,8 @@ static int full_pass(lua_State *L)
     e->out->used = e->start;
     if (!prepare(e))
         return luaL_error(L, "not enough memory");
+    if (!names_current(L, e->codec->names))
+        names_refresh(L, e->codec->names, true);
     uint8_t *p = make_room(e->out, 5);
     result_t r = p ? DONE : no_room(e, 5);
     if (r == DONE) {
@@ -1063,7 +1104,9 @@ static result_t encode_plain(encoder_t *e, lua_State *L, int first)
     int top = lua_gettop(L);
     luaL_checkstack(L, 16, NULL);
     e->L = L;
-    result_t r = prepare(e) ? put_values(e, first) : GIVE_UP;
+    result_t r = GIVE_UP;
+    if (prepare(e) && names_current(L, e->codec->names))
+        r = put_values(e, first);
     codec_give_back(e->codec);
     lua_settop(L, top);
     return r;

@@ -30,9 +30,12 @@ typedef struct seen_entry {
 
 typedef struct seen {
     seen_entry_t *entries;
-    size_t room;                /* allocated */
+    seen_entry_t *spare;        /* what it grows into */
+    size_t room, spare_room;    /* allocated */
     size_t size;                /* in use by this message, a power of two */
     size_t count;
+    const void *missed;         /* what seen_find has last not found, ... */
+    size_t vacant;              /* ... and where it belongs */
 } seen_t;
 
 /* A short string that may come again; valid only in its epoch. */
@@ -92,12 +95,16 @@ typedef struct codec {
     size_t frames_room;
     uint8_t *scratch;                   /* a dump on its way in or out */
     size_t scratch_room, scratch_used;
+    unsigned modest;                    /* messages that needed little of it */
     names_t *names;
 } codec_t;
 
 /* Pushes a codec and takes it. Its second user value: see SLOT_STRINGS. */
 codec_t *codec_take(lua_State *L);
 void codec_give_back(codec_t *c);
+
+/* Pushes the string "__reduce", without making it. */
+void codec_push_reduce(lua_State *L);
 
 enum { SLOT_STRINGS = 1 };  /* user value: list of strings by slot + 1 */
 

@@ -1,11 +1,12 @@
 /*
 ** names.c - the index from objects to names, and names back to objects.
 **
-** Two tables in the registry: the registered values by name, and the index, a
-** userdata with malloc'd memory: a hash of addresses and the names in wire
-** form one after the other. Its user value lists the indexed objects, so that
-** none of their addresses can become another's. Whatever the index says is
-** compared with the module as it is now before it is used.
+** Three things in the registry: the registered values by name, the classes of
+** the globals by name, and the index, a userdata with malloc'd memory: a hash
+** of addresses, and the names in wire form one after the other. Its user
+** value lists the indexed objects, so that none of their addresses can become
+** another's. Whatever the index says is compared with the module as it is now
+** before it is used.
 **
 ** Run by parent and workers, each of which has its own. Nothing here calls
 ** metamethods; the only user code is the module that names_resolve requires,
@@ -19,11 +20,21 @@
 #include <lauxlib.h>
 
 #include "codec_format.h"
+#include "os.h"
+
+enum { CHECK_EVERY = 20000 };   /* ns */
 
 typedef struct entry {
     const void *key;            /* NULL: free */
-    uint32_t at, size;          /* its wire form */
+    uint32_t at;                /* its wire form */
+    uint32_t size : 31;
+    uint32_t data : 1;          /* has this name only as a metatable */
+    uint32_t anchor;            /* its number in the list of objects */
 } entry_t;
+
+/* What the list of objects holds of each, so that comparing a name with its
+** module takes no new string. */
+enum { ANCHOR_VALUE, ANCHOR_FIRST, ANCHOR_SECOND, ANCHORS };
 
 struct names {
     entry_t *entries;           /* never more than half full */
@@ -31,17 +42,21 @@ struct names {
     uint8_t *wires;
     size_t wires_room, wires_used;
     uint64_t stamp;             /* of package.loaded, see stamp_modules */
+    uint64_t checked;           /* ns, when the stamp was last compared */
     bool current;               /* false: to be built, whatever the stamp */
-    lua_Integer anchored;
+    uint32_t anchored;
 };
 
-static char names_key, registered_key;  /* registry; their addresses count */
+/* Keys of the registry; their addresses count. */
+static char names_key, registered_key, classes_key;
 
 /* A name taken apart. `second` is empty except for NAME_FIELD. */
 typedef struct name {
     int kind;
     const char *first, *second;
     size_t first_size, second_size;
+    int slot;                   /* building: where the strings are, the first */
+    int second_slot;            /* and the second one */
 } name_t;
 
 static int names_gc(lua_State *L)
@@ -71,6 +86,8 @@ names_t *names_get(lua_State *L)
     lua_setiuservalue(L, -2, 1);
     lua_newtable(L);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &registered_key);
+    lua_newtable(L);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &classes_key);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &names_key);
     lua_pop(L, 1);
     return n;
@@ -96,7 +113,10 @@ static entry_t *find(const names_t *n, const void *key)
 
 bool names_known(const names_t *n, const void *address)
 {
-    return n->room > 0 && find(n, address)->key != NULL;
+    if (n->room == 0)
+        return false;
+    const entry_t *entry = find(n, address);
+    return entry->key != NULL && !entry->data;
 }
 
 static bool grow_hash(names_t *n)
@@ -197,9 +217,17 @@ static uint8_t *wire_place(names_t *n, size_t size)
     return n->wires + n->wires_used;
 }
 
+static void anchor(lua_State *L, int anchors, uint32_t number, int what,
+                   int slot)
+{
+    lua_pushvalue(L, slot);
+    lua_rawseti(L, anchors, (lua_Integer)number * ANCHORS + what + 1);
+}
+
 /* Enters the object on top of the stack, unless it has a better name. Stack:
 ** the list of objects is in slot `anchors`. */
-static void add(lua_State *L, names_t *n, int anchors, const name_t *name)
+static void add(lua_State *L, names_t *n, int anchors, const name_t *name,
+                bool data)
 {
     const void *key = lua_topointer(L, -1);
     uint8_t *wire = wire_place(n, wire_room(name));
@@ -208,16 +236,20 @@ static void add(lua_State *L, names_t *n, int anchors, const name_t *name)
     entry_t *entry = find(n, key);
     if (entry->key != NULL) {
         name_t old = wire_read(n->wires + entry->at, entry->size);
-        if (!is_better(name, &old))
+        if (data != entry->data ? data : !is_better(name, &old))
             return;
     } else {
-        lua_pushvalue(L, -1);
-        lua_rawseti(L, anchors, ++n->anchored);
         entry->key = key;
+        entry->anchor = n->anchored++;
         n->count++;
+        anchor(L, anchors, entry->anchor, ANCHOR_VALUE, -1);
     }
+    anchor(L, anchors, entry->anchor, ANCHOR_FIRST, name->slot);
+    anchor(L, anchors, entry->anchor, ANCHOR_SECOND,
+           name->kind == NAME_FIELD ? name->second_slot : name->slot);
     entry->at = (uint32_t)n->wires_used;
-    entry->size = (uint32_t)wire_write(wire, name);
+    entry->size = (uint32_t)wire_write(wire, name) & INT32_MAX;
+    entry->data = data;
     n->wires_used += entry->size;
 }
 
@@ -234,16 +266,12 @@ static bool is_object(lua_State *L, int index)
 /* Slots that building uses. */
 typedef struct build {
     names_t *n;
-    int anchors, index_name, globals;
+    int anchors, index_name, globals_name, globals;
 } build_t;
 
-/* Does the value on top of the stack travel by name as a field of a module? */
-static bool is_named_field(lua_State *L, const build_t *b, bool globals)
+/* Is the table on top of the stack a class? */
+static bool is_class(lua_State *L, const build_t *b)
 {
-    if (lua_isfunction(L, -1))
-        return !globals || lua_iscfunction(L, -1);
-    if (!lua_istable(L, -1))
-        return false;
     lua_pushvalue(L, b->index_name);
     bool class = lua_rawget(L, -2) != LUA_TNIL;
     lua_pop(L, 1);
@@ -258,12 +286,32 @@ static void add_fields(lua_State *L, const build_t *b, const name_t *module)
     name.kind = NAME_FIELD;
     lua_pushnil(L);
     while (lua_next(L, -2)) {
-        if (lua_type(L, -2) == LUA_TSTRING && is_named_field(L, b, globals)) {
+        bool wanted = globals ? lua_iscfunction(L, -1)
+                              : lua_isfunction(L, -1) || lua_istable(L, -1);
+        if (wanted && lua_type(L, -2) == LUA_TSTRING) {
             name.second = lua_tolstring(L, -2, &name.second_size);
-            add(L, b->n, b->anchors, &name);
+            name.second_slot = lua_gettop(L) - 1;
+            add(L, b->n, b->anchors, &name,
+                lua_istable(L, -1) && !is_class(L, b));
         }
         lua_pop(L, 1);
     }
+}
+
+/* The classes among the globals, from the table on top, which is popped. */
+static void add_classes(lua_State *L, const build_t *b)
+{
+    name_t name = { .kind = NAME_FIELD, .first = LUA_GNAME,
+                    .first_size = sizeof LUA_GNAME - 1,
+                    .slot = b->globals_name };
+    lua_pushnil(L);
+    while (lua_next(L, -2)) {
+        name.second = lua_tolstring(L, -2, &name.second_size);
+        name.second_slot = lua_gettop(L) - 1;
+        add(L, b->n, b->anchors, &name, false);
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
 }
 
 /* Enters the values of the table on top of the stack, and pops it. */
@@ -272,9 +320,10 @@ static void add_all(lua_State *L, const build_t *b, int kind)
     lua_pushnil(L);
     while (lua_next(L, -2)) {
         if (lua_type(L, -2) == LUA_TSTRING && is_object(L, -1)) {
-            name_t name = { .kind = kind, .second = "" };
+            name_t name = { .kind = kind, .second = "",
+                            .slot = lua_gettop(L) - 1 };
             name.first = lua_tolstring(L, -2, &name.first_size);
-            add(L, b->n, b->anchors, &name);
+            add(L, b->n, b->anchors, &name, false);
             if (kind == NAME_MODULE && lua_istable(L, -1))
                 add_fields(L, b, &name);
         }
@@ -324,9 +373,10 @@ static void rebuild(lua_State *L, names_t *n)
     int top = lua_gettop(L);
     luaL_checkstack(L, 16, NULL);
     build_t b = { .n = n, .anchors = top + 1, .index_name = top + 2,
-                  .globals = top + 3 };
+                  .globals_name = top + 3, .globals = top + 4 };
     lua_newtable(L);
     lua_pushliteral(L, "__index");
+    lua_pushliteral(L, LUA_GNAME);
     lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_GLOBALS);
     push_names(L);
     lua_pushvalue(L, b.anchors);
@@ -338,95 +388,138 @@ static void rebuild(lua_State *L, names_t *n)
     lua_setiuservalue(L, -2, 1);
     lua_pop(L, 1);
     n->stamp = stamp_modules(L);
+    n->checked = os_now();
     push_registered(L);
     add_all(L, &b, NAME_REGISTERED);
     push_loaded(L);
     add_all(L, &b, NAME_MODULE);
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &classes_key);
+    add_classes(L, &b);
     n->current = true;
     lua_settop(L, top);
 }
 
-bool names_refresh(lua_State *L, names_t *n)
+bool names_current(lua_State *L, names_t *n)
+{
+    uint64_t now = os_now();
+    if (!n->current || now - n->checked < CHECK_EVERY)
+        return n->current;
+    luaL_checkstack(L, 8, NULL);
+    n->checked = now;
+    n->current = stamp_modules(L) == n->stamp;
+    return n->current;
+}
+
+bool names_refresh(lua_State *L, names_t *n, bool always)
 {
     luaL_checkstack(L, 8, NULL);
-    if (n->current && stamp_modules(L) == n->stamp)
+    if (!always && n->current && stamp_modules(L) == n->stamp)
         return false;
     rebuild(L, n);
     return true;
 }
 
-/* Is the value in slot `index` a field of the module on top of the stack? */
-static bool is_field(lua_State *L, int index)
+/* Copies the global classes to the table on top of the stack. */
+static void copy_classes(lua_State *L, const build_t *b)
 {
     lua_pushnil(L);
-    while (lua_next(L, -2)) {
-        bool found = lua_type(L, -2) == LUA_TSTRING
-                     && lua_rawequal(L, -1, index);
-        lua_settop(L, found ? -3 : -2);
-        if (found)
-            return true;
+    while (lua_next(L, b->globals)) {
+        if (lua_type(L, -2) == LUA_TSTRING && lua_istable(L, -1)
+            && is_class(L, b)) {
+            lua_pushvalue(L, -2);
+            lua_insert(L, -2);
+            lua_rawset(L, -4);
+        } else {
+            lua_pop(L, 1);
+        }
     }
-    return false;
 }
 
-bool names_search(lua_State *L, names_t *n, int index)
+void names_snapshot(lua_State *L)
 {
     int top = lua_gettop(L);
-    bool found = false;
-    index = lua_absindex(L, index);
-    luaL_checkstack(L, 8, NULL);
-    push_loaded(L);
-    lua_pushnil(L);
-    while (!found && lua_next(L, -2)) {
-        found = lua_istable(L, -1) && is_field(L, index);
-        lua_pop(L, 1);
-    }
+    luaL_checkstack(L, 12, NULL);
+    build_t b = { .n = names_get(L), .index_name = top + 1,
+                  .globals = top + 2 };
+    lua_pushliteral(L, "__index");
+    lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_GLOBALS);
+    lua_newtable(L);
+    copy_classes(L, &b);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &classes_key);
+    b.n->current = false;
     lua_settop(L, top);
-    if (found)
-        rebuild(L, n);
-    return found && names_known(n, lua_topointer(L, index));
 }
 
 /* From names to objects. */
 
-/* Pushes what a name stands for now, or nil; requires nothing. */
-static void push_named(lua_State *L, const name_t *name)
+/* Replaces the name on top of the stack by what the table below it has under
+** it, or nil; pops the table. */
+static void look_up(lua_State *L)
 {
-    if (name->kind == NAME_REGISTERED)
-        push_registered(L);
-    else
-        push_loaded(L);
-    lua_pushlstring(L, name->first, name->first_size);
-    lua_rawget(L, -2);
-    lua_replace(L, -2);
-    if (name->kind != NAME_FIELD)
-        return;
-    if (!lua_istable(L, -1)) {
+    if (lua_istable(L, -2)) {
+        lua_rawget(L, -2);
+    } else {
         lua_pop(L, 1);
         lua_pushnil(L);
-        return;
     }
-    lua_pushlstring(L, name->second, name->second_size);
-    lua_rawget(L, -2);
     lua_replace(L, -2);
 }
 
-const uint8_t *names_wire(lua_State *L, names_t *n, int index, size_t *size)
+/* Pushes the table that names of this kind begin in. */
+static void push_root(lua_State *L, int kind)
+{
+    if (kind == NAME_REGISTERED)
+        push_registered(L);
+    else
+        push_loaded(L);
+}
+
+/* Pushes what a name stands for now, or nil; requires nothing. */
+static void push_named(lua_State *L, const name_t *name)
+{
+    push_root(L, name->kind);
+    lua_pushlstring(L, name->first, name->first_size);
+    look_up(L);
+    if (name->kind == NAME_FIELD) {
+        lua_pushlstring(L, name->second, name->second_size);
+        look_up(L);
+    }
+}
+
+/* The same for an entry, without making a string. */
+static void push_entry(lua_State *L, const names_t *n, const entry_t *entry)
+{
+    int kind = n->wires[entry->at];
+    lua_Integer first = (lua_Integer)entry->anchor * ANCHORS + 1;
+    push_names(L);
+    lua_getiuservalue(L, -1, 1);
+    lua_replace(L, -2);
+    int anchors = lua_gettop(L);
+    push_root(L, kind);
+    lua_rawgeti(L, anchors, first + ANCHOR_FIRST);
+    look_up(L);
+    if (kind == NAME_FIELD) {
+        lua_rawgeti(L, anchors, first + ANCHOR_SECOND);
+        look_up(L);
+    }
+    lua_remove(L, anchors);
+}
+
+const uint8_t *names_wire(lua_State *L, names_t *n, int index, bool metatable,
+                          size_t *size)
 {
     if (n->room == 0)
         return NULL;
     const entry_t *entry = find(n, lua_topointer(L, index));
-    if (entry->key == NULL)
+    if (entry->key == NULL || (entry->data && !metatable)
+        || !lua_checkstack(L, 8))
         return NULL;
-    const uint8_t *wire = n->wires + entry->at;
-    name_t name = wire_read(wire, entry->size);
-    *size = entry->size;
     index = lua_absindex(L, index);
-    luaL_checkstack(L, 4, NULL);
-    push_named(L, &name);
+    push_entry(L, n, entry);
     bool same = lua_rawequal(L, -1, index);
     lua_pop(L, 1);
-    return same ? wire : NULL;
+    *size = entry->size;
+    return same ? n->wires + entry->at : NULL;
 }
 
 /* Pushes the function `require`, whatever has become of the globals. */
@@ -455,35 +548,29 @@ static bool require_module(lua_State *L, const name_t *name)
     return false;
 }
 
-bool names_resolve(lua_State *L, int kind, const char *first,
-                   size_t first_size, const char *second, size_t second_size)
+/* Pushes what a name stands for that push_named has not found, after its
+** module has been required; or the reason. May leave more below. */
+static bool push_required(lua_State *L, const name_t *name)
 {
-    name_t name = { kind, first, second, first_size, second_size };
-    names_get(L);
-    luaL_checkstack(L, 8, NULL);
-    push_named(L, &name);
-    if (is_object(L, -1))
-        return true;
-    lua_pop(L, 1);
-    lua_pushlstring(L, first, first_size);
+    name_t module = *name;
+    module.kind = NAME_MODULE;
+    lua_pushlstring(L, name->first, name->first_size);
     const char *text = lua_tostring(L, -1);
-    if (kind == NAME_REGISTERED) {
+    if (name->kind == NAME_REGISTERED) {
         lua_pushfstring(L, "'%s' is not registered here", text);
         return false;
     }
-    name_t module = name;
-    module.kind = NAME_MODULE;
     push_named(L, &module);
-    if (!is_object(L, -1) && !require_module(L, &name)) {
+    if (!is_object(L, -1) && !require_module(L, name)) {
         lua_pushfstring(L, "module '%s' cannot be required here: %s", text,
                         lua_tostring(L, -1));
         return false;
     }
-    push_named(L, &name);
+    push_named(L, name);
     if (is_object(L, -1))
         return true;
-    if (kind == NAME_FIELD) {
-        lua_pushlstring(L, second, second_size);
+    if (name->kind == NAME_FIELD) {
+        lua_pushlstring(L, name->second, name->second_size);
         lua_pushfstring(L, "module '%s' has no '%s' here", text,
                         lua_tostring(L, -1));
     } else {
@@ -492,12 +579,30 @@ bool names_resolve(lua_State *L, int kind, const char *first,
     return false;
 }
 
+bool names_resolve(lua_State *L, int kind, const char *first,
+                   size_t first_size, const char *second, size_t second_size)
+{
+    name_t name = { .kind = kind, .first = first, .second = second,
+                    .first_size = first_size, .second_size = second_size };
+    names_get(L);
+    luaL_checkstack(L, 16, NULL);
+    push_named(L, &name);
+    if (is_object(L, -1))
+        return true;
+    lua_pop(L, 1);
+    int top = lua_gettop(L);
+    bool found = push_required(L, &name);
+    lua_insert(L, top + 1);
+    lua_settop(L, top + 1);
+    return found;
+}
+
 /* register(name, value) */
 
 void names_register(lua_State *L)
 {
     names_t *n = names_get(L);
-    name_t name = { .kind = NAME_REGISTERED, .second = "" };
+    name_t name = { .kind = NAME_REGISTERED, .second = "", .slot = 1 };
     name.first = luaL_checklstring(L, 1, &name.first_size);
     luaL_argexpected(L, is_object(L, 2), 2, "table, function or userdata");
     lua_settop(L, 2);
@@ -513,6 +618,6 @@ void names_register(lua_State *L)
     push_names(L);
     lua_getiuservalue(L, -1, 1);
     lua_pushvalue(L, 2);
-    add(L, n, 5, &name);
+    add(L, n, 5, &name, false);
     lua_settop(L, 2);
 }

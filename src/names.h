@@ -1,15 +1,20 @@
 /*
 ** names.h - permanents: what travels as a name instead of a copy.
 **
-** Registered values, loaded modules, functions that are direct fields of a
-** module (of _G: C functions only) and classes that are (tables with a raw
-** `__index`). Of several names a registered one wins, then the shortest,
-** then the first in the alphabet, so that all processes choose alike.
+** Registered values; loaded modules; functions that are direct fields of a
+** module, of the globals only C functions; classes that are (tables with a
+** raw `__index`), of the globals those that were there at the last snapshot,
+** which is taken when a pool is made: what is defined later, workers do not
+** have. Any other table that is a module's field has a name as a metatable
+** only; as a value it is data.
+**
+** Of several names a registered one wins, then the shortest, then the first
+** in the alphabet, so that all processes choose alike.
 **
 ** The index from addresses to names is built from package.loaded when first
 ** needed and rebuilt when the set of loaded modules has changed. It keeps
 ** its values alive, so an address in it is never somebody else's; a hit is
-** still checked against the module before it is used.
+** still compared with the module before it is used.
 */
 #ifndef PROCPOOL_NAMES_H
 #define PROCPOOL_NAMES_H
@@ -27,23 +32,31 @@ typedef struct names names_t;
 /* The registry's one, made when it is missing. Pushes nothing. */
 names_t *names_get(lua_State *L);
 
-/* Might this address have a name? Cheap; the index may be out of date. */
+/* Might this address have a name as a value? Cheap; the index may be out of
+** date. */
 bool names_known(const names_t *n, const void *address);
 
-/* Rebuilds the index if modules have come or gone. True if it did. */
-bool names_refresh(lua_State *L, names_t *n);
+/*
+** Is the index of the modules that are loaded now? Looks at most every 20 us,
+** since the walk over package.loaded costs as much as a small message, and
+** loading a module takes longer than that. Allocates nothing.
+*/
+bool names_current(lua_State *L, names_t *n);
+
+/* Rebuilds the index if modules have come or gone, or always. True if it did.
+** Raises Lua's memory error. */
+bool names_refresh(lua_State *L, names_t *n, bool always);
 
 /*
-** Looks for a class in the fields of all modules, for one that came after the
-** index was built; true if it is there, and the index is new.
+** The name of the value at `index`, as a value or as a metatable, in wire
+** form (kind, names), valid until the next call for `n`; NULL if it has none.
+** Allocates nothing.
 */
-bool names_search(lua_State *L, names_t *n, int index);
+const uint8_t *names_wire(lua_State *L, names_t *n, int index, bool metatable,
+                          size_t *size);
 
-/*
-** The name of the value at `index` in wire form (kind, names), valid until
-** the next call for `n`; NULL if it has none.
-*/
-const uint8_t *names_wire(lua_State *L, names_t *n, int index, size_t *size);
+/* The classes among the globals as they are now. */
+void names_snapshot(lua_State *L);
 
 /*
 ** Pushes what a name in wire form stands for, requiring its module if it is
