@@ -18,6 +18,7 @@
 
 #include "codec.h"
 #include "codec_format.h"
+#include "codec_scalar.h"
 #include "os.h"
 
 #define MAGIC UINT64_C(0x70726f63706f6f6c)
@@ -405,7 +406,7 @@ static void read_limits(lua_State *L, int index, const handle_t *h,
 
 /* Fills in the frame before a message that ends at the buffer's end: its size
 ** and whether it is a refusal's text. See next_frame in worker.c. */
-static int close_frame(buffer_t *b, size_t start, unsigned refused)
+static inline int close_frame(buffer_t *b, size_t start, unsigned refused)
 {
     uint64_t size = b->used - start - FRAME;
     uint64_t wide = size << 1 | refused;
@@ -545,7 +546,7 @@ static int handle_class(lua_State *L)
 
 /* Encodes one item of a chunk, on top of the stack: 0; -1: no room, with the
 ** reason pushed. What cannot travel becomes a frame with the reason. */
-static int put_item(lua_State *L, draft_t *d, int spread)
+static inline int put_item(lua_State *L, draft_t *d, int spread)
 {
     buffer_t *b = &d->buffer;
     size_t start = b->used, size;
@@ -555,6 +556,14 @@ static int put_item(lua_State *L, draft_t *d, int spread)
         return -1;
     }
     b->used += FRAME;
+    if (!spread && b->room - b->used >= SCALAR_ROOM) {
+        uint8_t *end = scalar_write(L, -1, b->data + b->used);
+        if (end) {
+            b->used = (size_t)(end - b->data);
+            lua_settop(L, top - 1);
+            return close_frame(b, start, 0);
+        }
+    }
     if (!spread)
         rc = codec_encode(L, first, 1, "args", b);
     else if (lua_istable(L, top)) {
@@ -611,7 +620,7 @@ static int handle_chunk(lua_State *L)
     lua_settop(L, 4);
     draft_open(&d, &h->pool, small, sizeof small);
     if (j > i)
-        d.buffer.grow(&d.buffer, (size_t)(j - i + 1) * 8);
+        d.buffer.grow(&d.buffer, (size_t)(j - i + 1) * 12 + SCALAR_ROOM);
     for (lua_Integer k = i; k <= j && !d.d_full; k++) {
         if (plain)
             lua_rawgeti(L, 4, k);

@@ -15,6 +15,7 @@
 #include <lauxlib.h>
 
 #include "codec.h"
+#include "codec_scalar.h"
 
 /* Stack slots of handle_take. JOB and RESULTS are those of the cell whose
 ** outcomes came last. */
@@ -275,7 +276,9 @@ static void refuse(take_t *t, const outcome_t *o)
 static void store(take_t *t, const outcome_t *o)
 {
     lua_State *L = t->L;
-    int n = codec_decode(L, o->bytes, (size_t)o->size);
+    int n = 1;
+    if (!scalar_push(L, o->bytes, (size_t)o->size))
+        n = codec_decode(L, o->bytes, (size_t)o->size);
     if (n < 0) {
         refuse(t, o);
         return;
@@ -288,15 +291,41 @@ static void store(take_t *t, const outcome_t *o)
     store_item(t, JOB_BASE(o->tag) + o->item + 1);
 }
 
+/* The results behind a first one of a map's chunk: the short way, in which a
+** million items go. */
+static void store_more(take_t *t, const outcome_t *first)
+{
+    lua_State *L = t->L;
+    handle_t *h = t->h;
+    lua_Integer base = JOB_BASE(first->tag) + 1;
+    more_t more;
+    while (pool_read_more(&h->pool, &more)) {
+        h->pending.item = more.item;
+        t->ended++;
+        t->tasks++;
+        if (!scalar_push(L, more.bytes, (size_t)more.size)) {
+            outcome_t o = *first;
+            o.item = more.item;
+            o.bytes = more.bytes;
+            o.size = more.size;
+            store(t, &o);
+            continue;
+        }
+        lua_rawseti(L, RESULTS, base + more.item);
+    }
+}
+
 static void deliver(take_t *t, const outcome_t *o)
 {
     lua_State *L = t->L;
     turn_to(t, o);
     t->ended += o->count;
     t->tasks += o->count;
-    if (o->kind == OUTCOME_VALUE)
+    if (o->kind == OUTCOME_VALUE) {
         store(t, o);
-    else
+        if (JOB_KIND(o->tag) == JOB_MAP && !o->over)
+            store_more(t, o);
+    } else
         fail(t, o);
     if (JOB_KIND(o->tag) == JOB_CALL) {
         push_field(L, JOB, "notify");

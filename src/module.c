@@ -2,7 +2,7 @@
 ** module.c - procpool.core: the C module under lua/procpool, described by
 ** lua/procpool/core_meta.lua.
 */
-#include <string.h>
+#include <limits.h>
 
 #include <lauxlib.h>
 #include <lua.h>
@@ -26,6 +26,14 @@ static int core_cpus(lua_State *L)
 static int core_getpid(lua_State *L)
 {
     lua_pushinteger(L, os_pid());
+    return 1;
+}
+
+/* An empty list with room for n items. */
+static int core_list(lua_State *L)
+{
+    lua_Integer n = luaL_checkinteger(L, 1);
+    lua_createtable(L, n > 0 && n < INT_MAX / 32 ? (int)n : 0, 1);
     return 1;
 }
 
@@ -74,6 +82,7 @@ static const luaL_Reg functions[] = {
     { "now", core_now },
     { "cpus", core_cpus },
     { "getpid", core_getpid },
+    { "list", core_list },
     { "columns", core_columns },
     { "random_seed", core_random_seed },
     { "worker_tasks", core_worker_tasks },

@@ -189,6 +189,15 @@ int pool_cancel(pool_t *p, uint64_t ticket, int all);
 
 /* The next outcome: 1, or 0 when all that had arrived is read. */
 int pool_read(pool_t *p, outcome_t *out);
+/* After a pool_read that gave a task's result and did not end its cell: the
+** results that follow it in the same outbox, of the same cell, one by one, as
+** long as they are results and not the cell's last. 1, or 0: pool_read. */
+typedef struct more {
+    const unsigned char *bytes;
+    uint64_t size;
+    uint32_t item;
+} more_t;
+int pool_read_more(pool_t *p, more_t *out);
 /* After the last pool_read of a round: room for writers, bell for loops; an
 ** ended and joined pool gives its memory back. */
 void pool_read_done(pool_t *p);

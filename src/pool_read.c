@@ -17,6 +17,7 @@
 #include "os.h"
 #include "pool_private.h"
 
+#define NEW_ROUND UINT32_MAX
 #define RELEASE_EVERY (UINT64_C(32) * 1024) /* bytes read */
 
 /* --- one record --------------------------------------------------------- */
@@ -273,22 +274,51 @@ int pool_read(pool_t *p, outcome_t *out)
     if (read_withdrawn(p, out))
         return 1;
     while (!p->all_read) {
+        if (p->cursor == NEW_ROUND)
+            begin_round(p);
         if (read_here(p, out))
             return 1;
         if (++p->cursor <= p->slots_used) {
             p->cursor_end = tail_of(p, slot_of(p, p->cursor));
             continue;
         }
-        begin_round(p);
+        p->cursor = NEW_ROUND;
         if (!ended(p))
             return 0;
         if (p->last_round++ == 0)
             continue;
-        p->cursor = p->slots_used + 1;
-        p->cursor_end = p->readers[p->r->slots_max].at;
         return read_ended(p, out);
     }
     return 0;
+}
+
+int pool_read_more(pool_t *p, more_t *out)
+{
+    if (p->cursor > p->slots_used || slot_of(p, p->cursor) != p->cursor)
+        return 0;
+    reader_t *rd = &p->readers[p->cursor];
+    const unsigned char *ring = region_outbox(p->r, p->cursor);
+    uint64_t left = (p->cursor_end - rd->at) & TAIL_MASK, word;
+    uint64_t offset = rd->at & (p->r->outbox_size - 1);
+    if (left < sizeof word || offset + left > p->r->outbox_size ||
+        ((rd->at - rd->released) & TAIL_MASK) >= RELEASE_EVERY)
+        return 0;
+    memcpy(&word, ring + offset, sizeof word);
+    uint64_t size = word & ((UINT64_C(1) << 56) - 1);
+    uint64_t whole = sizeof word + ((size + 7) & ~UINT64_C(7));
+    entry_t *e = pool_entry(p, rd->cell);
+    if (word >> 56 != RECORD_VALUE || size > left || whole > left ||
+        e->position != rd->position || !e->live || e->left < 2 ||
+        e->cancelled || rd->item >= e->items)
+        return 0;
+    out->bytes = ring + offset + sizeof word;
+    out->size = size;
+    out->item = rd->item++;
+    rd->at = (rd->at + whole) & TAIL_MASK;
+    e->left--;
+    p->unfinished--;
+    p->received += size;
+    return 1;
 }
 
 /* Is there anything that pool_read would find? */
@@ -318,7 +348,7 @@ void pool_read_done(pool_t *p)
         return;
     /* For an event loop: quiet now, and rung for whatever comes next. */
     os_quiet(p->r->bell_fd);
-    atomic_store(&p->r->armed, 1);
+    atomic_store(&p->r->armed, BELL_ARMED);
     if (ready(p))
         os_ring(p->r->bell_fd);
 }
@@ -357,10 +387,10 @@ static void learn(pool_t *p, uint64_t waited)
 static int sleep_until_rung(pool_t *p, uint64_t deadline)
 {
     uint64_t tags[2];
-    atomic_store(&p->r->armed, 1);
+    atomic_store(&p->r->armed, BELL_ARMED);
     int rc = ready(p) ? 0 : os_epoll_wait(p->epoll, tags, 2, deadline);
     if (p->loop_epoll < 0)
-        atomic_store(&p->r->armed, 0);
+        atomic_store(&p->r->armed, BELL_QUIET);
     for (int i = 0; i < rc; i++)
         if (tags[i] == 'k')
             pool_look(p);

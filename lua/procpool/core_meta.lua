@@ -19,6 +19,11 @@ function core.cpus() end
 ---@return integer
 function core.getpid() end
 
+--- An empty list with room for n items.
+---@param n integer
+---@return table
+function core.list(n) end
+
 --- Columns of the terminal behind a descriptor (0: unknown); nil: no terminal.
 ---@param fd integer
 ---@return integer?
@@ -37,6 +42,9 @@ function core.random_seed() end
 ---@param name string
 ---@param value table|function|userdata
 function core.register(name, value) end
+
+--- The classes among the globals as they are now travel by name.
+function core.snapshot() end
 
 --- One message with all values; `root` names them in errors ("args[2].conn").
 ---@param root "args"|"result"|"function"|"error"

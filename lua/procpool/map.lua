@@ -5,6 +5,7 @@
 -- results in. Leaving by an error (the iterator's, a callback's, Ctrl-C)
 -- cancels what has not been started. Runs in the parent alone.
 
+local core = require("procpool.core")
 local errors = require("procpool.errors")
 local intake = require("procpool.intake")
 local options = require("procpool.options")
@@ -13,6 +14,7 @@ local result = require("procpool.result")
 
 local max, min = math.max, math.min
 local error, setmetatable = error, setmetatable
+local new_list = core.list
 
 local map = {}
 
@@ -145,7 +147,8 @@ local function submit(pool, where, f, items, opts, spread)
         errors.raise("unserializable", text)
     end
     local job = setmetatable({
-        kind = "map", pool = pool, tickets = {}, results = {},
+        kind = "map", pool = pool, tickets = {},
+        results = list and new_list(source) or {},
         count = 0, left = 1, open = 1, failures = 0,
         collect = opts.errors == "collect", notify = true,
         callback = opts.callback, error_callback = opts.error_callback,
