@@ -219,6 +219,7 @@ int crew_start(keeper_t *k, uint32_t slot)
         os_close(&ends[0]);
         return -error;
     }
+    FAULT_POINT("keeper.forked");
     setpgid(pid, pid);  /* as the child does: whoever comes first */
     l->pid = pid;
     l->pipe = ends[0];
@@ -246,6 +247,7 @@ static void end_task(keeper_t *k, cell_t *cell, const record_verdict_t *v)
     atomic_store(&cell->requeues, 0);
     atomic_store(&cell->attempt, 1);
     put_verdict(k, v);
+    FAULT_POINT("keeper.verdict");
     if (!last)
         board_put_back(k->r, cell, v->item + 1);
 }

@@ -24,9 +24,8 @@
     X("heap.alloc") X("new.fork") X("post.posted")                         \
     X("claim.pre_cas") X("claim.post_cas") X("claim.begun")                \
     X("putback.pre") X("putback.mid")                                      \
-    X("decode.mid") X("encode.mid")                                        \
     X("outbox.grow") X("outbox.mid") X("publish.pre") X("publish.post")    \
-    X("settle.pre_cas") X("settle.saved")                                  \
+    X("settle.pre_cas")                                                    \
     X("wake.picked") X("wake.parent")                                      \
     X("loop.top") X("spin.begun") X("idle.announced") X("wait.woken")      \
     X("recycle.mid") X("recycle.turned") X("recycle.pre_exit")             \

@@ -152,6 +152,7 @@ static void give_turn(worker_t *w, enum reason reason)
                           memory_order_release);
     FAULT_POINT("recycle.mid");
     atomic_store(&s->turn, generation + 1);
+    FAULT_POINT("recycle.turned");
     if (atomic_load(&s->waiting))
         os_futex_wake(&s->turn, LIVES_MAX);
 }
@@ -403,6 +404,7 @@ static int spin(worker_t *w)
     if (r->cpus < 2 || !w->w_spin ||
         !atomic_compare_exchange_strong(&r->spinner, &nobody, me))
         return 0;
+    FAULT_POINT("spin.begun");
     uint64_t until = os_now() + w->w_spin;
     int found = 0;
     while (!(found = must_look(w))) {
@@ -564,6 +566,7 @@ static void be_ready(worker_t *w)
         LIFE_WORD(w->w_generation, REASON_NONE, PHASE_READY)))
         if (LIFE_PHASE(word) == PHASE_FAILED)
             await_death();
+    FAULT_POINT("child.ready");
     if (atomic_load(&w->w_region->hear))
         kick_keeper(w->w_region);
 }
