@@ -1,5 +1,5 @@
 /*
-** bind_codec.c - encode, decode and register for Lua.
+** bind_codec.c - encode, decode, register and snapshot for Lua.
 **
 ** What inline pools and tests use; tasks and results are encoded straight
 ** into shared memory. A message grows in a buffer that belongs to a userdata,
@@ -127,9 +127,17 @@ static int register_name(lua_State *L)
     return 0;
 }
 
+/* snapshot(): see names.h */
+static int snapshot(lua_State *L)
+{
+    names_snapshot(L);
+    return 0;
+}
+
 const luaL_Reg bind_codec_functions[] = {
     { "encode", encode },
     { "decode", decode },
     { "register", register_name },
+    { "snapshot", snapshot },
     { NULL, NULL }
 };

@@ -8,7 +8,7 @@
 
 #pragma GCC visibility push(hidden)
 
-extern const luaL_Reg bind_codec_functions[];   /* encode, decode, register */
+extern const luaL_Reg bind_codec_functions[];   /* encode, decode, ... */
 
 #pragma GCC visibility pop
 

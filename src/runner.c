@@ -66,7 +66,8 @@ static void push_text(lua_State *L, int index)
         lua_pop(L, 1);
         /* procpool's own error objects: their message, not their traceback */
         if (type == LUA_TTABLE && lua_getmetatable(L, index)) {
-            luaL_getmetafield(L, index, "__name");
+            lua_pushliteral(L, "__name");
+            lua_rawget(L, -2);
             const char *name = lua_tostring(L, -1);
             int own = name && strcmp(name, "procpool.Error") == 0;
             lua_pop(L, 2);

@@ -78,6 +78,7 @@ function procpool.new(processes, opts)
     local checked = options.pool(processes, opts, core.cpus)
     local state = intake.new(checked.onevent)
     local open = checked.processes == 0 and inline.open or core.open
+    core.snapshot()
     local ok, handle = pcall(open, config_for(checked, state))
     if not ok then
         options.fail("procpool.new: " .. tostring(handle))
