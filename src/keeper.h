@@ -27,6 +27,7 @@ typedef struct life {
     uint64_t forked_at;
     uint64_t kill_at;           /* ns; 0: not decided */
     uint64_t hung_up_at;
+    uint64_t measure_at;        /* its memory, not before */
     uint32_t stop_serial;       /* the task asked to stop, if stop_reason */
     enum reason stop_reason;    /* REASON_NONE: none asked */
     enum reason kill_reason;    /* REASON_NONE: not killed by the keeper */
