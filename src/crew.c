@@ -392,6 +392,7 @@ static void clear_slot(keeper_t *k, const life_t *l)
                      ~(UINT64_C(1) << (l->slot % 64)));
     atomic_store(&s->bell, 0);
     atomic_store(&s->starved, 0);
+    atomic_store(&s->told, atomic_load(&s->tail));
     atomic_store(&s->deadline, 0);
     atomic_store(&s->idle_since, 0);
     atomic_store(&s->pid, 0);

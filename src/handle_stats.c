@@ -26,20 +26,28 @@ static double seconds_since(uint64_t now, uint64_t then)
     return now > then ? (double)(now - then) / 1e9 : 0;
 }
 
-/* Is a task running in this slot? */
-static int is_busy(const slot_t *s)
+/* Does the slot's worker own a cell with a task that has no outcome yet? */
+static int is_busy(const region_t *r, uint32_t slot)
 {
-    uint64_t run = atomic_load(&s->run);
-    return atomic_load(&s->pid) && (RUN_STATE(run) == RUN_RUNNING ||
-                                    RUN_STATE(run) == RUN_KILLING);
+    const slot_t *s = &r->slots[slot];
+    uint64_t index = atomic_load(&s->intent);
+    uint64_t tail = atomic_load(&s->tail);
+    if (!atomic_load(&s->pid) || index-- == 0 ||
+        index >= r->segment_count * SEGMENT_CELLS)
+        return 0;
+    cell_t *cell = region_cell(r, index);
+    uint64_t word = atomic_load(&cell->word);
+    if (CELL_STATE(word) != CELL_CLAIMED || CELL_OWNER(word) != slot)
+        return 0;
+    return (uint32_t)(atomic_load(&s->begun) - 1) != (uint32_t)word ||
+           TAIL_ITEM(tail) < cell->items;
 }
 
-static const char *state_name(const slot_t *s)
+static const char *state_name(const region_t *r, uint32_t slot)
 {
-    int32_t pid = atomic_load(&s->pid);
-    if (!pid)
+    if (!atomic_load(&r->slots[slot].pid))
         return "starting";
-    return is_busy(s) ? "busy" : "idle";
+    return is_busy(r, slot) ? "busy" : "idle";
 }
 
 static void push_row(lua_State *L, const region_t *r, uint32_t slot,
@@ -51,13 +59,13 @@ static void push_row(lua_State *L, const region_t *r, uint32_t slot,
     set_integer(L, "id", slot + 1);
     set_integer(L, "pid", (uint64_t)pid);
     set_integer(L, "generation", (uint64_t)atomic_load(&s->generation) + 1);
-    lua_pushstring(L, state_name(s));
+    lua_pushstring(L, state_name(r, slot));
     lua_setfield(L, -2, "state");
     set_integer(L, "tasks", atomic_load(&s->tasks));
     set_number(L, "age", pid ? seconds_since(now, atomic_load(&s->born)) : 0);
     set_integer(L, "memory", pid ? os_resident_memory(pid) : 0);
     set_number(L, "cpu", pid ? os_cpu_seconds(pid) : 0);
-    if (is_busy(s))
+    if (is_busy(r, slot))
         set_number(L, "running_for",
                    seconds_since(now, atomic_load(&s->started)));
 }
@@ -95,7 +103,7 @@ int handle_stats(lua_State *L)
             continue;
         push_row(L, p->r, i, now);
         lua_rawseti(L, -2, ++workers);
-        busy += (uint32_t)is_busy(&p->r->slots[i]);
+        busy += (uint32_t)is_busy(p->r, i);
     }
     lua_setfield(L, -2, "workers");
     set_integer(L, "busy", busy);

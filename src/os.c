@@ -49,6 +49,13 @@ uint64_t os_now(void)
     return (uint64_t)t.tv_sec * OS_SECOND + (uint64_t)t.tv_nsec;
 }
 
+uint64_t os_now_coarse(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return (uint64_t)t.tv_sec * OS_SECOND + (uint64_t)t.tv_nsec;
+}
+
 static struct timespec timespec_of(uint64_t ns)
 {
     struct timespec t;

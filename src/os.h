@@ -21,6 +21,7 @@
 
 /* Time and CPUs. */
 uint64_t os_now(void);
+uint64_t os_now_coarse(void);   /* the same clock, some ms late, for less */
 int os_cpus(void);            /* affinity mask and cgroup quota, >= 1 */
 static inline void os_relax(void)
 {

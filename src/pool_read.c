@@ -328,12 +328,14 @@ static int ready(pool_t *p)
         return 1;
     if (p->all_read)
         return 0;
-    for (uint32_t i = 0; i <= p->slots_used; i++) {
-        uint32_t slot = slot_of(p, i);
-        if (tail_of(p, slot) != p->readers[slot].at)
+    for (uint32_t i = 0; i < p->slots_used; i++) {
+        uint64_t told = atomic_load(&p->r->slots[i].told) & TAIL_MASK;
+        /* It may have been read already: then it is behind, not ahead. */
+        uint64_t ahead = (told - p->readers[i].at) & TAIL_MASK;
+        if (ahead && ahead <= TAIL_MASK / 2)
             return 1;
     }
-    return 0;
+    return tail_of(p, p->r->slots_max) != p->readers[p->r->slots_max].at;
 }
 
 void pool_read_done(pool_t *p)

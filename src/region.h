@@ -182,6 +182,9 @@ enum phase {
 ** started, deadline, grace                    keeper, stats
 ** head        the parent                      the worker: room in the outbox
 ** starved     the worker: 1 = waits for room  parent (sets 0 and wakes)
+** told        the worker, after `tail`, when  parent: worth a look. It polls
+**             the parent is to look; keeper   this word and not `tail`, which
+**             for a dead one                  is stored to for every task
 ** turn        leaving worker, keeper (futex)  the next life
 ** bell        worker 1 = sleeps; wakers 0     (futex)
 ** order       keeper: ORDER_WORD; the worker  the worker, between tasks
@@ -202,6 +205,7 @@ typedef struct slot {
     _Atomic uint64_t tasks;     /* ended in this life */
     alignas(64) _Atomic uint64_t head;
     _Atomic uint32_t starved;
+    _Atomic uint64_t told;
     alignas(64) _Atomic uint32_t bell;
     _Atomic uint32_t turn;
     _Atomic uint32_t waiting;   /* lives asleep on `turn` */

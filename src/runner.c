@@ -7,12 +7,13 @@
 ** constructors of reduced values); every call of Lua is protected; what a
 ** task did to hooks and the collector is undone before the next.
 **
-** T's stack: HANDLER, BODY, CACHE (functions by place), TROUBLE (the last
+** T's stack: HANDLER, BODY (the loop over a cell's tasks), CACHE (functions by place), TROUBLE (the last
 ** error: text, traceback, value); above them a task's own.
 */
 #include "runner.h"
 
 #include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,6 +22,7 @@
 
 #include "bind_interrupt.h"
 #include "codec.h"
+#include "codec_scalar.h"
 
 enum { HANDLER = 1, BODY, CACHE, TROUBLE, TOP = TROUBLE };
 enum { TEXT = 1, TRACEBACK, VALUE };
@@ -174,23 +176,23 @@ static int place_of(uint64_t id)
                   : RUNNER_KEPT + (int)(id / 2 % RUNNER_PASSING);
 }
 
-static int refuse(lua_State *L)
+/* What cannot travel, in either direction: the record is the reason, which is
+** on top of the stack. */
+static enum record_kind refuse(lua_State *L)
 {
-    runner_t *run = self;
-    run->kind = RECORD_REFUSED;
-    run->out->used = 0;
     size_t size;
     const char *text = lua_tolstring(L, -1, &size);
+    self->out->used = 0;
     lua_pushlstring(L, text, size < 16000 ? size : 16000);
-    codec_encode(L, lua_gettop(L), 1, "error", run->out);
-    return 0;
+    codec_encode(L, lua_gettop(L), 1, "error", self->out);
+    return RECORD_REFUSED;
 }
 
-/* Pushes the task's function, from the cache if it is known: 1; or 0 and the
+/* Pushes the cell's function, from the cache if it is known: 1; or 0 and the
 ** reason. */
 static int push_function(runner_t *run, lua_State *L)
 {
-    const task_t *t = run->task;
+    const task_t *t = &run->w->w_task;
     int place = place_of(t->func_id);
     if (t->func_id && run->ids[place] == t->func_id) {
         lua_rawgeti(L, lua_upvalueindex(1), place + 1);
@@ -207,37 +209,90 @@ static int push_function(runner_t *run, lua_State *L)
     return 1;
 }
 
+/* Pushes the task's arguments; how many, or -1 and the reason. */
+static inline int push_arguments(lua_State *L, const task_t *t)
+{
+    if (t->refused) {
+        lua_pushlstring(L, (const char *)t->args, (size_t)t->args_size);
+        return -1;
+    }
+    if (scalar_push(L, t->args, (size_t)t->args_size))
+        return 1;
+    return codec_decode(L, t->args, (size_t)t->args_size);
+}
+
+/* Encodes the results, the values above the function. */
+static inline enum record_kind save(runner_t *run, lua_State *L)
+{
+    buffer_t *out = run->out;
+    if (run->single && out->room >= SCALAR_ROOM) {
+        uint8_t *end = scalar_write(L, 2, out->data);
+        if (end) {
+            out->used = (size_t)(end - out->data);
+            return RECORD_VALUE;
+        }
+    }
+    if (codec_encode(L, 2, lua_gettop(L) - 1, "result", out) < 0)
+        return refuse(L);
+    return RECORD_VALUE;
+}
+
 static void reseed(runner_t *run, lua_State *L)
 {
     lua_rawgeti(L, LUA_REGISTRYINDEX, run->reseed);
-    lua_pushinteger(L, (lua_Integer)run->task->number);
+    lua_pushinteger(L, (lua_Integer)run->w->w_task.number);
     lua_call(L, 1, 0);
 }
 
-/* The task from its bytes to its record's. Upvalue: CACHE. */
+/* One task from its bytes to its record's. The function lies in slot 1. */
+static enum record_kind run_task(runner_t *run, lua_State *L)
+{
+    worker_t *w = run->w;
+    run->stage = LOADING;
+    lua_settop(L, 1);
+    lua_pushvalue(L, 1);
+    int args = push_arguments(L, &w->w_task);
+    if (args < 0)
+        return refuse(L);
+    if (w->w_region->set.seeded)
+        reseed(run, L);
+    run->stage = RUNNING;
+    worker_enter(w);
+    lua_call(L, args, run->single ? 1 : LUA_MULTRET);
+    worker_return(w);
+    run->stage = ENDING;
+    return save(run, L);
+}
+
+/* Undoes what a task may have left: hooks, a stopped collector, output. */
+static inline void tidy(lua_State *T)
+{
+    if (lua_gethookmask(T)) {
+        interrupt_disarm(T);
+        lua_pushnil(T);
+        lua_rawsetp(T, LUA_REGISTRYINDEX, &stop_key);
+    }
+    if (!lua_gc(T, LUA_GCISRUNNING))
+        lua_gc(T, LUA_GCRESTART);
+    if (__fpending(stdout))
+        fflush(stdout);
+}
+
+/* The cell's tasks, until they are over or one raises. Upvalue: CACHE. */
 static int body(lua_State *L)
 {
     runner_t *run = self;
-    const task_t *t = run->task;
-    if (t->refused) {
-        lua_pushlstring(L, (const char *)t->args, (size_t)t->args_size);
-        return refuse(L);
+    worker_t *w = run->w;
+    int loaded = 0;
+    while (worker_next(w)) {
+        run->stage = LOADING;
+        loaded = loaded || push_function(run, L);
+        enum record_kind kind = loaded ? run_task(run, L) : refuse(L);
+        tidy(L);
+        worker_done(w, kind);
+        if (!loaded)
+            lua_settop(L, 0);
     }
-    if (!push_function(run, L))
-        return refuse(L);
-    int args = codec_decode(L, t->args, (size_t)t->args_size);
-    if (args < 0)
-        return refuse(L);
-    if (run->w->w_region->set.seeded)
-        reseed(run, L);
-    run->stage = RUNNING;
-    worker_enter(run->w);
-    lua_call(L, args, run->single ? 1 : LUA_MULTRET);
-    worker_return(run->w);
-    run->stage = ENDING;
-    run->kind = RECORD_VALUE;
-    if (codec_encode(L, 1, lua_gettop(L), "result", run->out) < 0)
-        return refuse(L);
     return 0;
 }
 
@@ -251,50 +306,43 @@ static int was_interrupted(lua_State *T)
     return same;
 }
 
-static void task_failed(runner_t *run, lua_State *T, int status)
+/* A task raised; its record's kind. */
+static enum record_kind task_failed(runner_t *run, lua_State *T, int status)
 {
+    enum record_kind kind = RECORD_ERROR;
     note_status(T, status);
-    if (run->stage == RUNNING)
+    if (run->stage == RUNNING) {
         worker_return(run->w);
-    run->kind = RECORD_ERROR;
-    run->out->used = 0;
-    if (run->stage == RUNNING && was_interrupted(T))
-        run->kind = RECORD_STOPPED;
-    run->stage = ENDING;
-    write_trouble(T, run->out);
-}
-
-/* Undoes what a task may have left: hooks, a stopped collector, output. */
-static void tidy(lua_State *T)
-{
-    if (lua_gethookmask(T)) {
-        interrupt_disarm(T);
-        lua_pushnil(T);
-        lua_rawsetp(T, LUA_REGISTRYINDEX, &stop_key);
+        if (was_interrupted(T))
+            kind = RECORD_STOPPED;
     }
-    if (!lua_gc(T, LUA_GCISRUNNING))
-        lua_gc(T, LUA_GCRESTART);
-    lua_gc(T, LUA_GCGEN, 0, 0);
-    fflush(stdout);
+    run->stage = ENDING;
+    run->out->used = 0;
+    write_trouble(T, run->out);
+    return kind;
 }
 
-static enum record_kind run_task(void *context, worker_t *w, const task_t *t,
-                                 buffer_t *result)
+/* What a task raised has left the loop over the tasks: it is entered again. */
+static void run_cell(void *context, worker_t *w)
 {
     runner_t *run = context;
     lua_State *T = run->T;
+    int status;
     run->w = w;
-    run->task = t;
-    run->out = result;
+    run->out = &w->w_out.record;
     run->single = (int)w->w_cell->single;
-    run->stage = LOADING;
-    lua_pushvalue(T, BODY);
-    int status = lua_pcall(T, 0, 0, HANDLER);
-    if (status != LUA_OK)
-        task_failed(run, T, status);
-    lua_settop(T, TOP);
-    tidy(T);
-    return run->kind;
+    do {
+        lua_pushvalue(T, BODY);
+        status = lua_pcall(T, 0, 0, HANDLER);
+        enum record_kind kind = status != LUA_OK
+                                    ? task_failed(run, T, status)
+                                    : RECORD_VALUE;
+        lua_settop(T, TOP);
+        tidy(T);
+        if (status != LUA_OK)
+            worker_done(w, kind);
+    } while (status != LUA_OK);
+    lua_gc(T, LUA_GCGEN, 0, 0);     /* a task may have changed that as well */
 }
 
 /* --- interrupting it ---------------------------------------------------- */
@@ -305,7 +353,7 @@ static void push_stop_error(lua_State *L, enum reason reason)
     int limit = reason != REASON_CANCEL;
     if (limit)
         snprintf(text, sizeof text, "time limit of %g s exceeded",
-                 (double)self->task->timeout / 1e9);
+                 (double)self->w->w_task.timeout / 1e9);
     else
         snprintf(text, sizeof text, "the task was cancelled");
     lua_rawgeti(L, LUA_REGISTRYINDEX, self->newerror);
@@ -504,7 +552,7 @@ void runner_open(runner_t *run, lua_State *L, int config)
     run->reseed = take(L, config, "reseed");
     run->newerror = take(L, config, "newerror");
     run->work = (work_t){ .context = run, .settle = settle, .start = start,
-                          .run = run_task, .stop = stop,
+                          .run = run_cell, .stop = stop,
                           .interrupt = interrupt };
     if (run->after != LUA_NOREF)
         run->work.after = after;

@@ -27,9 +27,7 @@ typedef struct runner {
     lua_State *L;               /* the parent's, inherited */
     lua_State *T;               /* the tasks'; made by the keeper */
     worker_t *w;
-    const task_t *task;         /* the one being run */
-    buffer_t *out;              /* its record */
-    enum record_kind kind;      /* what it has become so far */
+    buffer_t *out;              /* the record of the task being run */
     int stage;                  /* runner.c */
     int single;                 /* only the first result is wanted */
     int start, stop, after, reseed, newerror;   /* registry, LUA_NOREF: none */

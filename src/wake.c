@@ -54,6 +54,12 @@ int wake_worker(region_t *r)
     return 0;
 }
 
+void tell_parent(region_t *r, slot_t *s)
+{
+    atomic_store(&s->told, atomic_load(&s->tail));
+    wake_parent(r);
+}
+
 void wake_parent(region_t *r)
 {
     /* Before `armed` is read, what there is to see must be seen: a release

@@ -163,7 +163,10 @@ void worker_enter(worker_t *w)
 {
     slot_t *s = w->w_slot;
     cell_t *cell = w->w_cell;
-    uint64_t now = os_now();
+    int limited = cell->timeout || w->w_memory_limit;
+    /* The coarse clock (4 ms or so) costs a tenth of the exact one, and the
+    ** start of a task without limits is for stats alone. */
+    uint64_t now = limited ? os_now() : os_now_coarse();
     atomic_store_explicit(&s->started, now, memory_order_relaxed);
     /* The deadline is stored before RUNNING and cleared after SAVING: a keeper
     ** that reads RUNNING with one serial before and after it has read the
@@ -176,7 +179,7 @@ void worker_enter(worker_t *w)
     }
     w->w_entered = 1;
     uint64_t running = RUN_WORD(RUN_RUNNING, w->w_item, ++w->w_serial);
-    if (!look && !w->w_memory_limit) {
+    if (!limited) {
         atomic_store_explicit(&s->run, running, memory_order_release);
         return;
     }
@@ -217,8 +220,8 @@ static void settle(worker_t *w, uint32_t next)
 {
     slot_t *s = w->w_slot;
     if (w->w_entered) {
-        uint64_t running = RUN_WORD(RUN_RUNNING, w->w_item, w->w_serial);
-        uint64_t saving = RUN_WORD(RUN_SAVING, w->w_item, w->w_serial);
+        uint64_t running = RUN_WORD(RUN_RUNNING, next - 1, w->w_serial);
+        uint64_t saving = RUN_WORD(RUN_SAVING, next - 1, w->w_serial);
         FAULT_POINT("settle.pre_cas");
         if (!atomic_compare_exchange_strong(&s->run, &running, saving))
             await_death();
@@ -262,31 +265,19 @@ static int next_frame(const unsigned char **at, const unsigned char *end,
     return 1;
 }
 
-/* Runs the current item; its record's kind. */
-static enum record_kind run_task(worker_t *w, task_t *t)
-{
-    outbox_t *o = &w->w_out;
-    if (outbox_begin(o) < 0)
-        abort();  /* 64 bytes never fail: starved() waits */
-    w->w_entered = 0;
-    enum record_kind kind = w->w_work->run(w->w_work->context, w, t,
-                                           &o->record);
-    outbox_end(o, kind);
-    return kind;
-}
-
 /* The parent is woken at a cell's end and at errors; inside a chunk now and
 ** then only, since waking another CPU costs as much as a thousand items. */
 static void notify(worker_t *w, enum record_kind kind, int last)
 {
+    slot_t *s = w->w_slot;
     if (!last && kind == RECORD_VALUE) {
-        uint64_t now = atomic_load_explicit(&w->w_slot->started,
+        uint64_t now = atomic_load_explicit(&s->started,
                                             memory_order_relaxed);
         if (now - w->w_notified < NOTIFY_EVERY)
             return;
         w->w_notified = now;
     }
-    wake_parent(w->w_region);
+    tell_parent(w->w_region, s);
 }
 
 static void drop_rest(worker_t *w)
@@ -302,15 +293,6 @@ static void put_back_rest(worker_t *w, uint32_t item)
     atomic_store(&w->w_cell->attempt, 1);
     atomic_store(&w->w_cell->requeues, 0);
     board_put_back(w->w_region, w->w_cell, item);
-}
-
-static void fill_task(const cell_t *cell, const region_t *r, task_t *t)
-{
-    memset(t, 0, sizeof *t);
-    t->func = region_at(r, cell->func);
-    t->func_size = cell->func_size;
-    t->func_id = cell->func_id;
-    t->timeout = cell->timeout;
 }
 
 /* Marks the claimed cell as begun: from here on `tail` counts its items. */
@@ -336,50 +318,73 @@ static void begin_cell(worker_t *w, uint64_t index, uint32_t first)
     FAULT_POINT("claim.begun");
 }
 
+static void open_cell(worker_t *w, uint64_t index)
+{
+    const region_t *r = w->w_region;
+    cell_t *cell = w->w_cell = region_cell(r, index);
+    task_t *t = &w->w_task;
+    w->w_first = w->w_item = atomic_load_explicit(&cell->first,
+                                                  memory_order_acquire);
+    w->w_items = cell->items;
+    w->w_at = region_at(r, cell->args);
+    w->w_end = w->w_at + cell->args_size;
+    w->w_reason = REASON_NONE;
+    t->func = region_at(r, cell->func);
+    t->func_size = cell->func_size;
+    t->func_id = cell->func_id;
+    t->timeout = cell->timeout;
+    t->attempt = atomic_load(&cell->attempt);
+    for (uint32_t i = 0; i < w->w_first; i++)
+        if (!next_frame(&w->w_at, w->w_end, t))
+            abort();
+}
+
+int worker_next(worker_t *w)
+{
+    cell_t *cell = w->w_cell;
+    uint32_t i = w->w_item;
+    if (i >= w->w_items)
+        return 0;
+    if (atomic_load_explicit(&cell->cancel, memory_order_acquire)) {
+        drop_rest(w);
+        return 0;
+    }
+    if (w->w_reason != REASON_NONE) {
+        put_back_rest(w, i);
+        return 0;
+    }
+    if (!next_frame(&w->w_at, w->w_end, &w->w_task))
+        abort();
+    w->w_task.number = cell->number + i;
+    if (i == w->w_first + 1) {
+        w->w_task.attempt = 1;
+        atomic_store_explicit(&w->w_slot->attempt, 1, memory_order_relaxed);
+    }
+    w->w_entered = 0;
+    if (outbox_begin(&w->w_out) < 0)
+        abort();  /* 64 bytes never fail: starved() waits */
+    return 1;
+}
+
+void worker_done(worker_t *w, enum record_kind kind)
+{
+    outbox_end(&w->w_out, kind);
+    settle(w, ++w->w_item);
+    notify(w, kind, w->w_item == w->w_items);
+    w->w_reason = leaves_after_task(w);
+}
+
 /*
 ** Runs the tasks of a claimed cell. Returns why the worker must leave (the
 ** rest of the cell is queued again), or REASON_NONE.
 */
 static enum reason run_cell(worker_t *w, uint64_t index)
 {
-    region_t *r = w->w_region;
-    cell_t *cell = w->w_cell = region_cell(r, index);
-    uint32_t first = atomic_load_explicit(&cell->first,
-                                          memory_order_acquire);
-    uint32_t items = cell->items;
-    const unsigned char *at = region_at(r, cell->args);
-    const unsigned char *end = at + cell->args_size;
-    enum reason reason = REASON_NONE;
-    task_t t;
-    fill_task(cell, r, &t);
-    for (uint32_t i = 0; i < first; i++)
-        if (!next_frame(&at, end, &t))
-            abort();
-    begin_cell(w, index, first);
-    for (uint32_t i = first; i < items; i++) {
-        w->w_item = i;
-        if (atomic_load_explicit(&cell->cancel, memory_order_acquire)) {
-            drop_rest(w);
-            break;
-        }
-        if (i > first && reason != REASON_NONE) {
-            put_back_rest(w, i);
-            break;
-        }
-        if (!next_frame(&at, end, &t))
-            abort();
-        t.number = cell->number + i;
-        t.attempt = i == first ? atomic_load(&cell->attempt) : 1;
-        if (i == first + 1)
-            atomic_store_explicit(&w->w_slot->attempt, 1,
-                                  memory_order_relaxed);
-        enum record_kind kind = run_task(w, &t);
-        settle(w, i + 1);
-        notify(w, kind, i + 1 == items);
-        reason = leaves_after_task(w);
-    }
+    open_cell(w, index);
+    begin_cell(w, index, w->w_first);
+    w->w_work->run(w->w_work->context, w);
     w->w_cell = NULL;
-    return reason;
+    return w->w_reason;
 }
 
 /* --- idling ------------------------------------------------------------- */
@@ -498,7 +503,7 @@ static int starved(outbox_t *o)
 {
     slot_t *s = o->o_slot;
     atomic_store(&s->starved, 1);
-    wake_parent(o->o_region);
+    tell_parent(o->o_region, s);
     if (atomic_load(&s->head) == o->o_seen)
         os_futex_wait(&s->starved, 1, os_now() + OS_SECOND);
     return 0;
@@ -660,7 +665,7 @@ static void on_exit_called(int code, void *unused)
         settle(w, next);  /* the last: from here on the cell is not ours */
         if (!last)
             put_back_rest(w, next);
-        wake_parent(w->w_region);
+        tell_parent(w->w_region, w->w_slot);
         give_turn(w, REASON_CRASH);
     }
     fflush(NULL);

@@ -38,10 +38,10 @@ typedef struct work {
     void (*settle)(void *context);
     /* In the worker, before its first task: 0, or -1 and a complaint. */
     int (*start)(void *context, struct worker *w, buffer_t *complaint);
-    /* One task. Calls worker_enter just before user code. Writes its record's
-    ** payload to `result`; the kind is VALUE, ERROR, REFUSED or STOPPED. */
-    enum record_kind (*run)(void *context, struct worker *w, const task_t *t,
-                            buffer_t *result);
+    /* The tasks of a claimed cell: as long as worker_next says so, it runs
+    ** w->w_task (worker_enter just before user code, worker_return after it),
+    ** writes what came of it to w->w_out.record, and calls worker_done. */
+    void (*run)(void *context, struct worker *w);
     /* After each task: 1 = the worker is to leave (recycleif). */
     int (*after)(void *context, struct worker *w);
     /* The finalizer. */
@@ -59,7 +59,11 @@ typedef struct worker {
     int32_t w_pid;
     outbox_t w_out;
     cell_t *w_cell;             /* being run, or NULL */
-    uint32_t w_item;
+    uint32_t w_first, w_items;  /* of it: to run from here, up to there */
+    uint32_t w_item;            /* index of the current task */
+    task_t w_task;
+    const unsigned char *w_at, *w_end;  /* the frames of the tasks to come */
+    enum reason w_reason;       /* to leave before the next task */
     uint32_t w_serial;          /* of the task last entered */
     uint32_t w_entered;         /* the current task reached user code */
     uint32_t w_hungry;          /* it was idle before this claim */
@@ -101,11 +105,18 @@ static inline uint64_t worker_ahead(const settings_t *set)
     return set->maxtasks <= 16 ? 0 : least / 2;
 }
 
-/* Called by work->run: user code begins, or failed to. */
+/* For work->run. The next task of the cell is in w->w_task, and an empty
+** record in w->w_out.record: 1; or 0: the cell is over, or the rest of it is
+** for another worker. */
+int worker_next(worker_t *w);
+/* User code begins. Without it a task has not begun: nobody limits its time,
+** and it does not count against maxtasks. */
 void worker_enter(worker_t *w);
-/* Called by work->run before it writes the result: user code is over. Does
-** not return in a child that the task forked and that came back here. */
+/* User code is over. Does not return in a child that the task forked and that
+** came back here. */
 void worker_return(const worker_t *w);
+/* The record is the task's outcome: VALUE, ERROR, REFUSED or STOPPED. */
+void worker_done(worker_t *w, enum record_kind kind);
 /* The reason why the running task is to stop, or REASON_NONE. */
 enum reason worker_stop_reason(const worker_t *w);
 
@@ -113,6 +124,8 @@ enum reason worker_stop_reason(const worker_t *w);
 int wake_worker(region_t *r);
 /* Wakes the parent if it sleeps (or its event loop does). Anyone else. */
 void wake_parent(region_t *r);
+/* The same, for what is in a worker's outbox by now. */
+void tell_parent(region_t *r, slot_t *s);
 /* Makes the keeper look around. Anyone. */
 void kick_keeper(const region_t *r);
 

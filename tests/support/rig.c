@@ -174,10 +174,9 @@ static enum record_kind do_job(ledger_t *l, worker_t *w, const job_t *job,
     return RECORD_VALUE;
 }
 
-static enum record_kind work_run(void *context, worker_t *w, const task_t *t,
-                                 buffer_t *result)
+static enum record_kind run_one(rig_t *g, worker_t *w, const task_t *t,
+                                buffer_t *result)
 {
-    rig_t *g = context;
     ledger_t *l = g->ledger;
     job_t job;
     if (t->args_size != sizeof job)
@@ -199,6 +198,12 @@ static enum record_kind work_run(void *context, worker_t *w, const task_t *t,
     if (job.op == OP_BIG)
         write_big(result, job.a);
     return kind;
+}
+
+static void work_run(void *context, worker_t *w)
+{
+    while (worker_next(w))
+        worker_done(w, run_one(context, w, &w->w_task, &w->w_out.record));
 }
 
 static void work_stop(void *context, worker_t *w)
@@ -278,13 +283,17 @@ int64_t rig_cell(rig_t *g, job_t *jobs, uint32_t n)
         .grace = g->grace ? g->grace : g->set.grace, .retries = g->retries,
     };
     CHECK(g->next + n <= RIG_TASKS);
+    if (!g->pool.r)
+        return -EPIPE;
     for (uint32_t i = 0; i < n; i++)
         jobs[i].id = g->next + i;
     if (post.args_size <= sizeof small) {
         put_frames(small, jobs, n);
         post.small = small;
     } else {
-        CHECK_EQ(heap_alloc(&g->pool.heap, post.args_size, &post.args), 0);
+        int tries = 0;      /* a fault may pretend to an error */
+        while (heap_alloc(&g->pool.heap, post.args_size, &post.args) < 0)
+            CHECK(tries++ < 10);
         put_frames(region_at(g->pool.r, post.args.offset), jobs, n);
     }
     int64_t ticket;
@@ -296,6 +305,8 @@ int64_t rig_cell(rig_t *g, job_t *jobs, uint32_t n)
     }
     if (ticket >= 0)
         g->next += n;
+    else
+        heap_free(&g->pool.heap, &post.args);
     return ticket;
 }
 
