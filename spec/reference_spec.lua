@@ -6,39 +6,14 @@ local _ENV = _G -- luacheck: ignore 211
 
 local procpool = require("procpool")
 local options = require("procpool.options")
+local docs = require("spec.support.docs")
 
 local file = assert(io.open("docs/reference.md"))
 local text = file:read("a")
 file:close()
 
--- The Lua blocks, with the line each begins at and the heading above it.
-local function blocks()
-    local list, heading, number, code, start = {}, "", 0, nil, nil
-    for line in text:gmatch("([^\n]*)\n") do
-        number = number + 1
-        if code and line == "```" then
-            list[#list + 1] = { code = table.concat(code, "\n"), line = start, heading = heading }
-            code = nil
-        elseif code then
-            code[#code + 1] = line
-        elseif line == "```lua" then
-            code, start = {}, number
-        elseif line:match("^##") then
-            heading = line:gsub("^#+%s*", "")
-        end
-    end
-    return list
-end
-
 describe("docs/reference.md", function()
-    for _, block in ipairs(blocks()) do
-        it(("line %d, %s"):format(block.line, block.heading), function()
-            local pool <close> = procpool.new(2)
-            local source = "local procpool, pool = ...\n" .. block.code
-            local chunk = assert(load(source, ("=reference.md:%d"):format(block.line)))
-            chunk(procpool, pool)
-        end)
-    end
+    docs.declare("docs/reference.md", it)
 
     it("names every option", function()
         for _, set in ipairs { "POOL", "TASK", "ASYNC", "MAP", "MAP_ASYNC", "IMAP" } do
