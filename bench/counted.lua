@@ -1,0 +1,48 @@
+-- counted: a fixed amount of work, for bench/count to run under a counter.
+--
+--     counted.lua none|apply|async|map|recycle N
+--
+-- One worker, so that nothing depends on who is faster; all that happens once
+-- (the functions are sent, pages are touched) happens before the work.
+
+local procpool = require("procpool")
+local kind, n = arg[1], math.tointeger(arg[2])
+
+local function noop() end
+local function inc(x) return x + 1 end
+
+local work = {
+    none = function() end,
+    apply = function(pool)
+        for _ = 1, n do
+            pool:apply(noop)
+        end
+    end,
+    async = function(pool)
+        local results = {}
+        for i = 1, n do
+            results[i] = pool:apply_async(inc, { i })
+        end
+        for i = 1, n do
+            results[i] = results[i]:get()
+        end
+        assert(results[n] == n + 1)
+    end,
+    map = function(pool)
+        local items = {}
+        for i = 1, n do
+            items[i] = i
+        end
+        assert(pool:map(inc, items)[n] == n + 1)
+    end,
+}
+
+local pool = procpool.new(1)
+for i = 1, 10 do
+    pool:apply(noop)
+    pool:apply_async(inc, { i }):get()
+end
+pool:map(inc, { 1, 2, 3 })
+work[kind](pool)
+pool:close()
+pool:join()

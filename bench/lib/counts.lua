@@ -1,0 +1,137 @@
+-- counts: what a task takes, counted rather than timed: system calls (strace)
+-- and instructions (callgrind) of the parent and of a worker.
+--
+-- Each figure is the difference between a run with work and one without, over
+-- the number of tasks. All runs on one CPU: there nobody spins, so it is
+-- nearly the same each time. (For the same reason nothing is said here of two
+-- CPUs, where whether somebody sleeps depends on who is faster.)
+
+local dirent = require("posix.dirent")
+local stdlib = require("posix.stdlib")
+local unistd = require("posix.unistd")
+
+local counts = {}
+
+--- The kinds of work, and how many tasks of each.
+counts.work = { { "apply", 1000 }, { "async", 2000 }, { "map", 20000 } }
+
+--- What is counted, in order; and what a figure may grow by however small it
+--- is, since a tenth of next to nothing is nothing.
+counts.columns = { "system calls", "parent's instructions",
+    "worker's instructions" }
+counts.slack = { ["system calls"] = 0.1, ["parent's instructions"] = 30,
+    ["worker's instructions"] = 30 }
+
+local GROWTH = 0.1
+
+local lua = os.getenv("LUA") or "lua5.4"
+
+local function sh(text, ...)
+    return os.execute("{ " .. text:format(...) .. "; } >/dev/null 2>&1")
+end
+
+--- Why nothing can be counted here, or nil.
+function counts.lacks()
+    if (os.getenv("LD_PRELOAD") or "") ~= "" then
+        return "built with a checker, whose work would be counted too"
+    end
+    for _, program in ipairs { "strace", "valgrind", "taskset" } do
+        if not sh("command -v %s", program) then
+            return program .. " is not installed"
+        end
+    end
+    if not sh("strace -f -c -o /dev/null true") then
+        return "strace may not trace here"
+    end
+end
+
+--- What the figures depend on besides procpool.
+function counts.setting()
+    local pipe = io.popen(lua .. " -v; uname -m; gcc -dumpversion")
+    local version, arch, gcc = pipe:read("l", "l", "l")
+    pipe:close()
+    return ("%s, %s, gcc %s"):format(version:match("Lua [%d.]+") or version,
+        arch, gcc and gcc:match("^%d+") or "none")
+end
+
+local function run(where, tool, kind, n)
+    local command = ("cd '%s' && timeout -k 5 100 taskset -c 0 %s %s "
+        .. "'%s/bench/counted.lua' %s %d 2>log"):format(where, tool, lua,
+        unistd.getcwd(), kind, n)
+    if os.execute(command) then
+        return
+    end
+    local file = io.open(where .. "/log")
+    error(command .. "\n" .. file:read("a"), 0)
+end
+
+local function calls(where, kind, n)
+    run(where, "strace -f -c -o calls", kind, n)
+    for line in io.lines(where .. "/calls") do
+        local total = line:match("^100%.00%s+%S+%s+%S*%s+(%d+).*total")
+        if total then
+            return math.tointeger(total)
+        end
+    end
+    error("strace told no total", 0)
+end
+
+--- Instructions of the parent and of the worker: the files of the first and
+--- the last process that callgrind leaves where it runs. (Its option for
+--- another name is lost in processes that change their title.)
+local function instructions(where, kind, n)
+    run(where, "valgrind -q --tool=callgrind", kind, n)
+    local pids, totals = {}, {}
+    for name in dirent.files(where) do
+        local pid = name:match("^callgrind%.out%.(%d+)$")
+        if pid then
+            pids[#pids + 1] = math.tointeger(pid)
+            local file = io.open(where .. "/" .. name)
+            totals[pids[#pids]] = math.tointeger(
+                file:read("a"):match("\ntotals: (%d+)"))
+            file:close()
+            os.remove(where .. "/" .. name)
+        end
+    end
+    assert(#pids == 3, "callgrind saw " .. #pids .. " processes, not three")
+    table.sort(pids)
+    return totals[pids[1]], totals[pids[3]]
+end
+
+--- Counts everything -> { apply = { ["system calls"] = ... }, ... }
+function counts.take()
+    local where = stdlib.mkdtemp("/tmp/procpool-count-XXXXXX")
+    local done <close> = setmetatable({}, { __close = function()
+        os.execute(("rm -rf '%s'"):format(where))
+    end })
+    local idle = { calls(where, "none", 0), instructions(where, "none", 0) }
+    local found = {}
+    for _, one in ipairs(counts.work) do
+        local kind, n = table.unpack(one)
+        local busy = { calls(where, kind, n), instructions(where, kind, n) }
+        found[kind] = {}
+        for i, column in ipairs(counts.columns) do
+            found[kind][column] = (busy[i] - idle[i]) / n
+        end
+    end
+    return done and found
+end
+
+--- Figures that have grown by more than a tenth -> a list of sentences.
+function counts.grown(found, known)
+    local list = {}
+    for _, one in ipairs(counts.work) do
+        for _, column in ipairs(counts.columns) do
+            local now, was = found[one[1]][column], known[one[1]][column]
+            if now > was * (1 + GROWTH) and now > was + counts.slack[column] then
+                list[#list + 1] = ("%s: %s per task: %.2f, were %.2f"):format(
+                    one[1], column, now, was)
+            end
+        end
+    end
+    return list
+end
+
+counts.file = "bench/counts.json"
+
+return counts
