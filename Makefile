@@ -46,6 +46,7 @@ SUPPORT_OBJ = $(call object,$(SUPPORT_SRC))
 TESTS       = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 LUA_FILES   = $(filter-out %_meta.lua,$(wildcard lua/procpool/*.lua))
 MODULE      = $(BUILD)/procpool/core.so
+CHELPER     = $(BUILD)/chelper.so
 
 .PHONY: all help setup install uninstall demo test ctests lint rockspec \
         bench bench-quick asan tsan valgrind fuzz soak model faults board clean
@@ -90,7 +91,14 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 $(BUILD)/tests/%_test: $(BUILD)/tests/%_test.o $(SUPPORT_OBJ) $(ENGINE_OBJ)
 	$(CC) -o $@.$$$$ $^ $(LINK) -lm && mv -f $@.$$$$ $@
 
-ctests: $(TESTS)
+ctests: $(TESTS) $(CHELPER)
+
+# What specs need of C, and only they.
+$(CHELPER): $(BUILD)/spec/support/chelper.o
+	$(CC) $(LIBFLAG) -o $@.$$$$ $^ $(LINK) && mv -f $@.$$$$ $@
+
+$(BUILD)/spec/support/chelper.o: INCLUDES = -I$(LUA_INCDIR)
+$(BUILD)/spec/support/chelper.o: $(BUILD)/lua-checked
 
 # Holds the flags of the last build: other flags, or another list of files,
 # build everything anew.
@@ -228,4 +236,4 @@ clean:
 	rm -rf $(BUILD)
 
 -include $(wildcard $(BUILD)/src/*.d $(BUILD)/tests/*.d \
-           $(BUILD)/tests/support/*.d)
+           $(BUILD)/tests/support/*.d $(BUILD)/spec/support/*.d)

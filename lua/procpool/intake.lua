@@ -32,6 +32,7 @@ local COUNTER = {
 ---@field reason string?     of worker_exit
 ---@field error any          of worker_failed
 ---@field attempt integer?   of task_retry, task_lost
+---@field signal integer?    that ended the worker, of worker_exit
 
 --- State of the intake of one pool. The handle's callbacks see this table
 --- only, never the pool, so that a forgotten pool can be collected.
@@ -92,7 +93,7 @@ function intake.on_event(self)
         }
         if extra then
             event.reason, event.error = extra.reason, extra.error
-            event.attempt = extra.attempt
+            event.attempt, event.signal = extra.attempt, extra.signal
         end
         events[#events + 1], self.news = event, true
     end
