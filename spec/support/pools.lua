@@ -258,14 +258,18 @@ function pools.kill(pid, name)
     return signal.kill(pid, signal["SIG" .. (name or "KILL")])
 end
 
---- Waits until all workers are idle and started; returns the pool's stats.
+--- Waits until so many workers (all, by default) are there and idle, and none
+--- is busy or starting; returns the pool's stats.
 ---@param pool procpool.Pool
 ---@param count integer?
 ---@return procpool.Stats
 function pools.settled(pool, count)
     return pools.eventually("idle workers", function()
-        local stats = pool:stats()
-        return stats.idle == (count or pool.processes) and stats
+        local stats, idle = pool:stats(), 0
+        for _, worker in ipairs(stats.workers) do
+            idle = idle + (worker.state == "idle" and 1 or 0)
+        end
+        return idle == #stats.workers and idle == (count or pool.processes) and stats
     end)
 end
 
