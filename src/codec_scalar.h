@@ -21,10 +21,10 @@ static inline uint8_t *scalar_write(lua_State *L, int index, uint8_t *p)
     size_t size;
     const char *s;
     *p++ = 1;
+    if (lua_isinteger(L, index))
+        return integer_write(p, lua_tointegerx(L, index, NULL));
     switch (lua_type(L, index)) {
     case LUA_TNUMBER:
-        if (lua_isinteger(L, index))
-            return integer_write(p, lua_tointegerx(L, index, NULL));
         return float_write(p, lua_tonumberx(L, index, NULL));
     case LUA_TNIL:
         *p++ = TAG_NIL;

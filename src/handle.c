@@ -406,7 +406,7 @@ static void read_limits(lua_State *L, int index, const handle_t *h,
 
 /* Fills in the frame before a message that ends at the buffer's end: its size
 ** and whether it is a refusal's text. See next_frame in worker.c. */
-static inline int close_frame(buffer_t *b, size_t start, unsigned refused)
+static int close_frame(buffer_t *b, size_t start, unsigned refused)
 {
     uint64_t size = b->used - start - FRAME;
     uint64_t wide = size << 1 | refused;
@@ -546,7 +546,7 @@ static int handle_class(lua_State *L)
 
 /* Encodes one item of a chunk, on top of the stack: 0; -1: no room, with the
 ** reason pushed. What cannot travel becomes a frame with the reason. */
-static inline int put_item(lua_State *L, draft_t *d, int spread)
+static int put_item(lua_State *L, draft_t *d, int spread)
 {
     buffer_t *b = &d->buffer;
     size_t start = b->used, size;
@@ -556,14 +556,6 @@ static inline int put_item(lua_State *L, draft_t *d, int spread)
         return -1;
     }
     b->used += FRAME;
-    if (!spread && b->room - b->used >= SCALAR_ROOM) {
-        uint8_t *end = scalar_write(L, -1, b->data + b->used);
-        if (end) {
-            b->used = (size_t)(end - b->data);
-            lua_settop(L, top - 1);
-            return close_frame(b, start, 0);
-        }
-    }
     if (!spread)
         rc = codec_encode(L, first, 1, "args", b);
     else if (lua_istable(L, top)) {
@@ -587,6 +579,22 @@ static inline int put_item(lua_State *L, draft_t *d, int spread)
     rc = close_frame(b, start, 1);
     lua_settop(L, top - 1);
     return rc;
+}
+
+/* The same for a scalar where there is room: 1; or 0: it is for put_item. */
+static inline int put_scalar_item(lua_State *L, buffer_t *b)
+{
+    if (b->room - b->used < FRAME + SCALAR_ROOM)
+        return 0;
+    uint8_t *start = b->data + b->used + FRAME;
+    uint8_t *end = scalar_write(L, -1, start);
+    if (!end)
+        return 0;
+    uint32_t size = (uint32_t)(end - start) << 1;
+    memcpy(b->data + b->used, &size, FRAME);
+    b->used = (size_t)(end - b->data);
+    lua_pop(L, 1);
+    return 1;
 }
 
 static enum job_kind kind_of_job(lua_State *L, int index)
@@ -626,7 +634,8 @@ static int handle_chunk(lua_State *L)
             lua_rawgeti(L, 4, k);
         else
             lua_geti(L, 4, k);
-        put_item(L, &d, spread);
+        if (spread || !put_scalar_item(L, &d.buffer))
+            put_item(L, &d, spread);
     }
     if (d.d_full) {
         draft_drop(&d);

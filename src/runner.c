@@ -264,18 +264,29 @@ static enum record_kind run_task(runner_t *run, lua_State *L)
     return save(run, L);
 }
 
-/* Undoes what a task may have left: hooks, a stopped collector, output. */
-static inline void tidy(lua_State *T)
+/* After each task: its output goes out, an interrupt that came too late for it
+** is forgotten. */
+static inline void tidy_task(runner_t *run, lua_State *T)
 {
-    if (lua_gethookmask(T)) {
+    if (run->armed) {
+        run->armed = 0;
         interrupt_disarm(T);
         lua_pushnil(T);
         lua_rawsetp(T, LUA_REGISTRYINDEX, &stop_key);
     }
-    if (!lua_gc(T, LUA_GCISRUNNING))
-        lua_gc(T, LUA_GCRESTART);
     if (__fpending(stdout))
         fflush(stdout);
+}
+
+/* After a cell: also what its tasks did to hooks and to the collector. */
+static void tidy(runner_t *run, lua_State *T)
+{
+    tidy_task(run, T);
+    if (lua_gethookmask(T))
+        lua_sethook(T, NULL, 0, 0);
+    if (!lua_gc(T, LUA_GCISRUNNING))
+        lua_gc(T, LUA_GCRESTART);
+    lua_gc(T, LUA_GCGEN, 0, 0);
 }
 
 /* The cell's tasks, until they are over or one raises. Upvalue: CACHE. */
@@ -288,7 +299,7 @@ static int body(lua_State *L)
         run->stage = LOADING;
         loaded = loaded || push_function(run, L);
         enum record_kind kind = loaded ? run_task(run, L) : refuse(L);
-        tidy(L);
+        tidy_task(run, L);
         worker_done(w, kind);
         if (!loaded)
             lua_settop(L, 0);
@@ -338,11 +349,10 @@ static void run_cell(void *context, worker_t *w)
                                     ? task_failed(run, T, status)
                                     : RECORD_VALUE;
         lua_settop(T, TOP);
-        tidy(T);
+        tidy(run, T);
         if (status != LUA_OK)
             worker_done(w, kind);
     } while (status != LUA_OK);
-    lua_gc(T, LUA_GCGEN, 0, 0);     /* a task may have changed that as well */
 }
 
 /* --- interrupting it ---------------------------------------------------- */
@@ -383,6 +393,7 @@ static void stop_hook(lua_State *L, lua_Debug *ar)
 static void interrupt(void *context)
 {
     runner_t *run = context;
+    run->armed = 1;
     interrupt_arm(run->T, stop_hook);
 }
 
@@ -501,7 +512,7 @@ static int start(void *context, worker_t *w, buffer_t *complaint)
     if (rc < 0)
         write_trouble(T, complaint);
     lua_settop(T, TOP);
-    tidy(T);
+    tidy(run, T);
     return rc;
 }
 

@@ -29,6 +29,7 @@ typedef struct runner {
     worker_t *w;
     buffer_t *out;              /* the record of the task being run */
     int stage;                  /* runner.c */
+    volatile sig_atomic_t armed;    /* a stop signal came during this task */
     int single;                 /* only the first result is wanted */
     int start, stop, after, reseed, newerror;   /* registry, LUA_NOREF: none */
     int thread;                 /* registry: T */
