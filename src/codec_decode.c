@@ -32,7 +32,7 @@ typedef enum result {
 /* Stack slots above the values read so far, from decoder_t.helpers on. */
 enum {
     HELP_CODEC,         /* keeps it alive */
-    HELP_STRINGS,       /* list of strings by slot + 1 */
+    HELP_STRINGS,       /* list of strings by slot + 1; nil until needed */
     HELP_REFS,          /* offset -> object, nil until needed; see put_upref */
     HELP_LATE,          /* list: table, metatable, ...; nil until needed */
     HELP_SPILL,         /* see window_t */
@@ -256,6 +256,10 @@ static result_t read_definition(decoder_t *d)
     unsigned slot = d->p[0], size = d->p[1];
     if (slot >= SLOTS || size > left(d) - 2)
         return damaged(d, "bad string slot");
+    if (lua_isnil(L, d->helpers + HELP_STRINGS)) {
+        lua_getiuservalue(L, d->helpers + HELP_CODEC, SLOT_STRINGS);
+        lua_replace(L, d->helpers + HELP_STRINGS);
+    }
     lua_pushlstring(L, (const char *)d->p + 2, size);
     d->p += 2 + size;
     lua_pushvalue(L, -1);
@@ -925,8 +929,7 @@ static void prepare(decoder_t *d)
     lua_State *L = d->L;
     d->helpers = lua_gettop(L) + 1;
     d->codec = codec_take(L);
-    lua_getiuservalue(L, -1, SLOT_STRINGS);
-    for (int i = HELP_REFS; i < HELPERS; i++)
+    for (int i = HELP_CODEC + 1; i < HELPERS; i++)
         lua_pushnil(L);
     d->window = (window_t){ .L = L, .spill = d->helpers + HELP_SPILL };
 }
@@ -945,6 +948,16 @@ static result_t read_values(decoder_t *d, uint32_t done, uint32_t count)
     return d->p == d->end ? DONE : damaged(d, "bytes left over");
 }
 
+/* The values move down to where the helpers were. */
+static void drop_helpers(const decoder_t *d)
+{
+    lua_State *L = d->L;
+    int top = lua_gettop(L);
+    for (int i = d->helpers; i + HELPERS <= top; i++)
+        lua_copy(L, i + HELPERS, i);
+    lua_settop(L, top - HELPERS);
+}
+
 /* The rest of a message with more than scalars and strings in it. */
 static result_t read_rest(lua_State *L, const uint8_t *data,
                           const uint8_t *p, const uint8_t *end,
@@ -958,8 +971,7 @@ static result_t read_rest(lua_State *L, const uint8_t *data,
     result_t r = read_values(&d, done, count);
     if (r == DONE) {
         set_late(&d);
-        lua_rotate(L, d.helpers, -HELPERS);
-        lua_pop(L, HELPERS);
+        drop_helpers(&d);
     }
     codec_give_back(d.codec);
     give_credit_back(L, credit);
@@ -992,16 +1004,16 @@ static int fail(lua_State *L, int base)
 
 int codec_decode(lua_State *L, const uint8_t *data, size_t size)
 {
-    int base = lua_gettop(L);
-    uint32_t count, done = 0;
+    uint32_t count = 0, done = 0;
     const uint8_t *end = data + size, *next;
     const uint8_t *p = count_read(data, end, &count);
-    luaL_checkstack(L, HELPERS + 16, NULL);
+    int base = lua_gettop(L);
     if (p == NULL || count > INT_MAX - HELPERS - 16
         || !lua_checkstack(L, (int)count + HELPERS + 16)) {
+        luaL_checkstack(L, 1, NULL);
         lua_pushstring(L, p ? "too many values"
                             : "damaged message: bad number of values");
-        return fail(L, base);
+        return -1;
     }
     while (done < count && (next = read_plain(L, p, end)) != NULL) {
         p = next;

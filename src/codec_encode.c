@@ -120,13 +120,14 @@ static inline void forget_strings(encoder_t *e)
 
 /* Scalars and strings. */
 
-/* Where only what needs no codec can be written: 1, 0 (cannot), -1 (room). */
-static inline int put_scalar(lua_State *L, int index, buffer_t *out)
+/* A number, boolean or nil, by its type: 1, 0 (it is none of them), or -1
+** (no room). */
+static inline int put_scalar(lua_State *L, int index, int type, buffer_t *out)
 {
     uint8_t *p = make_room(out, 16);
     if (__builtin_expect(p == NULL, 0))
         return -1;
-    switch (lua_type(L, index)) {
+    switch (type) {
     case LUA_TNUMBER:
         if (lua_isinteger(L, index))
             p = integer_write(p, lua_tointegerx(L, index, NULL));
@@ -471,36 +472,36 @@ static result_t begin_table(encoder_t *e)
 }
 
 /*
-** Numbers from the current item on, if they are a run of one subtype. Stack:
-** table, key, value; on return the traversal stands at the first item that
-** is not in the run (1), or is over (0), or there is no room (-1). *taken is
-** how many items have been written, 0 if there is no run worth it.
+** Numbers of one subtype from the current item on, as bits. Stack: table, key,
+** value; on return the traversal stands at the first item that is not in the
+** run (1), or is over (0). *taken: how many there are, one at least.
 */
-static int gather(encoder_t *e, frame_t *f, int64_t *run, bool integers,
-                  int *taken)
+static int gather_integers(lua_State *L, int64_t next, int64_t *run,
+                           int *taken)
 {
-    lua_State *L = e->L;
     int n = 0, more = 1;
-    int64_t next = f->next;
-    (void)e;
-    while (more && n < RUN_MAX) {
-        if (integers) {
-            if (!lua_isinteger(L, -1))
-                break;
-            run[n] = lua_tointegerx(L, -1, NULL);
-        } else {
-            if (lua_type(L, -1) != LUA_TNUMBER || lua_isinteger(L, -1))
-                break;
-            double v = lua_tonumberx(L, -1, NULL);
-            memcpy(&run[n], &v, sizeof v);
-        }
-        if (lua_tointegerx(L, -2, NULL) != next || !lua_isinteger(L, -2))
-            break;
-        n++;
-        next++;
+    do {
+        run[n++] = lua_tointegerx(L, -1, NULL);
         lua_settop(L, -2);
         more = lua_next(L, -2);
-    }
+    } while (more && n < RUN_MAX && lua_isinteger(L, -1)
+             && lua_isinteger(L, -2)
+             && lua_tointegerx(L, -2, NULL) == next + n);
+    *taken = n;
+    return more;
+}
+
+static int gather_floats(lua_State *L, int64_t next, int64_t *run, int *taken)
+{
+    int n = 0, more = 1;
+    do {
+        double v = lua_tonumberx(L, -1, NULL);
+        memcpy(&run[n++], &v, sizeof v);
+        lua_settop(L, -2);
+        more = lua_next(L, -2);
+    } while (more && n < RUN_MAX && lua_type(L, -1) == LUA_TNUMBER
+             && !lua_isinteger(L, -1) && lua_isinteger(L, -2)
+             && lua_tointegerx(L, -2, NULL) == next + n);
     *taken = n;
     return more;
 }
@@ -571,7 +572,8 @@ static int put_run(encoder_t *e, frame_t *f)
 {
     int64_t run[RUN_MAX];
     bool integers = lua_isinteger(e->L, -1);
-    int n, more = gather(e, f, run, integers, &n);
+    int n, more = integers ? gather_integers(e->L, f->next, run, &n)
+                           : gather_floats(e->L, f->next, run, &n);
     size_t most = 9 * (size_t)(n < RUN_MIN ? RUN_MIN : n);
     uint8_t *p = make_room(e->out, most);
     if (p == NULL)
@@ -594,7 +596,7 @@ static result_t put_key(encoder_t *e)
         if (size <= SHORT_STRING)
             return put_short_string(e, s, size, true);
     } else if (type == LUA_TNUMBER || type == LUA_TBOOLEAN) {
-        return put_scalar(L, -2, e->out) < 0 ? no_room(e, 16) : DONE;
+        return put_scalar(L, -2, type, e->out) < 0 ? no_room(e, 16) : DONE;
     }
     frame_t *f = window_top(&e->window);
     f->mode = MODE_KEY;
@@ -962,7 +964,8 @@ static result_t begin_userdata(encoder_t *e)
 /* The value on top of the stack. */
 static result_t put_value(encoder_t *e)
 {
-    switch (lua_type(e->L, -1)) {
+    int type = lua_type(e->L, -1);
+    switch (type) {
     case LUA_TSTRING:
         return put_string(e, false);
     case LUA_TTABLE:
@@ -975,7 +978,7 @@ static result_t put_value(encoder_t *e)
     case LUA_TTHREAD:
         return refuse(e, "coroutine");
     default:
-        return put_scalar(e->L, -1, e->out) < 0 ? no_room(e, 16) : DONE;
+        return put_scalar(e->L, -1, type, e->out) < 0 ? no_room(e, 16) : DONE;
     }
 }
 
@@ -1063,8 +1066,6 @@ static int full_pass(lua_State *L)
     e->out->used = e->start;
     if (!prepare(e))
         return luaL_error(L, "not enough memory");
-    if (!names_current(L, e->codec->names))
-        names_refresh(L, e->codec->names, true);
     uint8_t *p = make_room(e->out, 5);
     result_t r = p ? DONE : no_room(e, 5);
     if (r == DONE) {
@@ -1105,8 +1106,11 @@ static result_t encode_plain(encoder_t *e, lua_State *L, int first)
     luaL_checkstack(L, 16, NULL);
     e->L = L;
     result_t r = GIVE_UP;
-    if (prepare(e) && names_current(L, e->codec->names))
+    if (prepare(e)) {
+        if (!names_current(L, e->codec->names))
+            names_refresh(L, e->codec->names, true);
         r = put_values(e, first);
+    }
     codec_give_back(e->codec);
     lua_settop(L, top);
     return r;
@@ -1121,13 +1125,13 @@ int codec_encode(lua_State *L, int first, int count, const char *root,
     if (__builtin_expect(p != NULL, 1)) {
         written(out, count_write(p, count));
         for (; done < count; done++) {
-            int index = first + done;
-            if (lua_type(L, index) == LUA_TSTRING) {
+            int index = first + done, type = lua_type(L, index);
+            if (type == LUA_TSTRING) {
                 size_t size;
                 const char *s = lua_tolstring(L, index, &size);
                 if (put_bytes(out, s, size) < 0)
                     break;
-            } else if (put_scalar(L, index, out) <= 0) {
+            } else if (put_scalar(L, index, type, out) <= 0) {
                 break;
             }
         }

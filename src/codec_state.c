@@ -25,7 +25,8 @@ enum {
     SEEN_KEPT = 1 << 18,
     FRAMES_KEPT = 1 << 14,
     SCRATCH_KEPT = 1 << 20,
-    MODEST = 1000
+    MODEST = 1000,
+    CHECKED = 32                /* frames the stack is made ready for at once */
 };
 
 static char registry_key, reduce_key;   /* their addresses are the keys */
@@ -251,8 +252,11 @@ frame_t *window_push(window_t *w, codec_t *c)
         c->frames = more;
         c->frames_room = room;
     }
-    if (!lua_checkstack(w->L, WINDOW + 16))
-        return NULL;
+    if (w->depth >= w->checked) {
+        if (!lua_checkstack(w->L, 2 * CHECKED + WINDOW + 16))
+            return NULL;
+        w->checked = w->depth + CHECKED;
+    }
     if (w->depth - w->spilled == WINDOW)
         spill_half(w);
     w->frames = c->frames;

@@ -79,7 +79,8 @@ typedef struct frame {
 typedef struct window {
     lua_State *L;
     frame_t *frames;
-    size_t room, depth;
+    size_t depth;
+    size_t checked;         /* so many frames have room on the Lua stack */
     size_t spilled;         /* how many frames' slots are in the table */
     int spill;              /* stack slot of that table, nil until needed */
     int base;               /* stack slot of the first frame in the window */

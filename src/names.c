@@ -22,7 +22,7 @@
 #include "codec_format.h"
 #include "os.h"
 
-enum { CHECK_EVERY = 20000 };   /* ns */
+enum { CHECK_SHARE = 32 };      /* looking takes a 32nd of the time at most */
 
 typedef struct entry {
     const void *key;            /* NULL: free */
@@ -42,7 +42,7 @@ struct names {
     uint8_t *wires;
     size_t wires_room, wires_used;
     uint64_t stamp;             /* of package.loaded, see stamp_modules */
-    uint64_t checked;           /* ns, when the stamp was last compared */
+    uint64_t check_at;          /* ns, when to compare the stamp again */
     bool current;               /* false: to be built, whatever the stamp */
     uint32_t anchored;
 };
@@ -388,7 +388,7 @@ static void rebuild(lua_State *L, names_t *n)
     lua_setiuservalue(L, -2, 1);
     lua_pop(L, 1);
     n->stamp = stamp_modules(L);
-    n->checked = os_now();
+    n->check_at = 0;
     push_registered(L);
     add_all(L, &b, NAME_REGISTERED);
     push_loaded(L);
@@ -401,12 +401,13 @@ static void rebuild(lua_State *L, names_t *n)
 
 bool names_current(lua_State *L, names_t *n)
 {
-    uint64_t now = os_now();
-    if (!n->current || now - n->checked < CHECK_EVERY)
+    uint64_t begun = os_now();
+    if (!n->current || begun < n->check_at)
         return n->current;
     luaL_checkstack(L, 8, NULL);
-    n->checked = now;
     n->current = stamp_modules(L) == n->stamp;
+    uint64_t ended = os_now();
+    n->check_at = ended + (ended - begun) * CHECK_SHARE;
     return n->current;
 }
 
