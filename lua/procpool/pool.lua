@@ -321,9 +321,10 @@ function Pool:poll(timeout)
     timeout = timeout == nil and 0 or timeout
     local deadline = options.deadline("poll", timeout, now)
     local state, handle = self._intake, self._handle
+    handle:state() -- notices the keeper's death, which nobody else tells of
     local n = take(state)
     while n == 0 and timeout > 0 do
-        if not deadline and handle:unfinished() == 0 then
+        if (not deadline or self.processes == 0) and handle:unfinished() == 0 then
             return 0 -- nothing would ever come
         end
         handle:wait(deadline)

@@ -98,7 +98,11 @@ local function look(job)
         return true
     end
     owned(job)
-    intake.take(job.pool._intake)
+    local pool = job.pool
+    intake.take(pool._intake)
+    if not is_done(job) and pool._handle:state() == "broken" then
+        intake.take(pool._intake) -- the keeper's death has just been noticed
+    end
     return is_done(job) and true or false
 end
 
