@@ -305,7 +305,7 @@ int64_t rig_cell(rig_t *g, job_t *jobs, uint32_t n)
     }
     if (ticket >= 0)
         g->next += n;
-    else
+    else if (g->pool.r)
         heap_free(&g->pool.heap, &post.args);
     return ticket;
 }
