@@ -77,7 +77,7 @@ describe("server_luv", function()
     end)
 
     it("answers at once while all workers are busy", function()
-        start("-t 60")
+        start("-t 4")
         local slow = { send("GET /factors/" .. HARD .. " HTTP/1.1\r\n\r\n"),
             send("GET /factors/" .. HARD .. " HTTP/1.1\r\n\r\n") }
         local body
