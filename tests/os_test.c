@@ -405,22 +405,24 @@ static void read_title(char *text, size_t room)
 static void set_titles(void *unused)
 {
     (void)unused;
-    char text[512], name[32], long_title[400];
-    os_title("pool");
+    char text[512], whole[512], name[32], long_name[400];
+    read_title(whole, sizeof whole);
+    size_t room = strlen(whole);    /* of the first argument at least */
+    os_title("a", "keeper");
     read_title(text, sizeof text);
-    CHECK(strcmp(text, "pool") == 0);
+    CHECK(strncmp(text, "procpool a keeper", room < 17 ? room - 1 : 17) == 0);
     prctl(PR_GET_NAME, name);
-    CHECK(strcmp(name, "pool") == 0);
-    memset(long_title, 'x', sizeof long_title - 1);
-    long_title[sizeof long_title - 1] = '\0';
-    os_title(long_title);
+    CHECK(strcmp(name, "a keeper") == 0);
+    /* What lies behind the command line is whole, however long the name. */
+    memset(long_name, 'x', sizeof long_name - 1);
+    long_name[sizeof long_name - 1] = '\0';
+    os_title(long_name, "worker 7");
     read_title(text, sizeof text);
-    CHECK(text[0] == 'x');
-    /* What lies behind the command line is whole. */
+    CHECK(strstr(text, "xx worker 7") || room < 22);
     CHECK(getenv("OS_TEST") && strcmp(getenv("OS_TEST"), "whole") == 0);
-    os_title("b");
+    os_title("b", "keeper");
     read_title(text, sizeof text);
-    CHECK(strcmp(text, "b") == 0);
+    CHECK(strchr(text, 'x') == NULL);
 }
 
 static void test_title(void)
