@@ -2,8 +2,9 @@
 ** board.c - see board.h.
 **
 ** `claim` of the region is a hint that never lies in one direction: no cell
-** before it is queued. It holds a version above the position, raised by every
-** put-back. Without the version this would lose a cell:
+** before it is queued, but for one whose put-back is half done. It holds a
+** version above the position, raised by every put-back. Without the version
+** this would lose a cell:
 **     worker A  reads claim = 7, sees cell 7 claimed by B
 **     keeper    B died: cell 7 is QUEUED again, claim is 7, nothing to lower
 **     worker A  moves claim from 7 to 8

@@ -34,7 +34,7 @@ enum job_kind { JOB_CALL, JOB_MAP, JOB_IMAP };
 enum {
     UV_JOBS = 1,        /* cell index + 1 -> the job its outcomes go to */
     UV_FUNCS,           /* weak: function -> its FuncRef */
-    UV_CALLS,           /* failed, event, finished, newerror: CALL_* */
+    UV_CALLS,           /* failed, event, finished: CALL_* */
     UV_LAST,            /* the function of the last call, if it is kept */
     UV_CLASS,           /* metatable of the jobs that submit makes */
     UV_COUNT = UV_CLASS

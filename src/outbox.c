@@ -7,8 +7,8 @@
 ** Where a record is put decides how warm its pages are. Fresh shared pages
 ** cost 2.4 GiB/s, warm ones five times less, so the writer goes back to the
 ** ring's start as soon as it is past WINDOW bytes and the reader has taken
-** everything (or at least is itself past WINDOW). Only when nobody reads does
-** it walk on into the sparse rest of the ring.
+** everything. Only while something is unread does it walk on into the sparse
+** rest of the ring.
 **
 ** Run by workers, and by the keeper for its own outbox; outbox_read and
 ** outbox_release by the parent. Blocks only in o_starved.

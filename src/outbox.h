@@ -23,7 +23,7 @@ enum record_kind {
     RECORD_VALUE,       /* results of the cell's next item */
     RECORD_ERROR,       /* the next item raised: encoded error */
     RECORD_REFUSED,     /* the next item's values cannot travel: same form */
-    RECORD_STOPPED,     /* it ended after its time limit or cancel: same form */
+    RECORD_STOPPED,     /* it raised what it was stopped with: same form */
     RECORD_EXIT,        /* it called exit(): the code, 4 bytes */
     RECORD_DROPPED,     /* not begun, cancelled: all items from here on */
     RECORD_VERDICT,     /* keeper: record_verdict_t */

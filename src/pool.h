@@ -4,7 +4,7 @@
 **
 ** Run by the parent alone, in whatever thread calls it; never by a signal
 ** handler. Knows bytes and cells, nothing of Lua. Blocks only in pool_wait,
-** pool_join and, once the keeper has died, for a moment in pool_read.
+** pool_join and, once the keeper has died, for a moment in pool_look.
 **
 ** Reading order: post_t and outcome_t (what goes in, what comes out), pool_t
 ** (what the parent remembers of each cell), then the functions.

@@ -5,7 +5,7 @@
 ** lies at the same address everywhere and has no name that could be left
 ** behind. It is reserved large and sparse: pages cost when touched only.
 **
-**     region_t | slots | segment directory | segments of cells
+**     region_t | slots | segment directory | segments of cells | complaints
 **              | one outbox per slot, one of the keeper | heap of the parent
 **
 ** References between processes are offsets from the region's start or
@@ -59,7 +59,7 @@ typedef struct settings {
 **           written by the parent before, by the owner (or the keeper for a
 **           dead one) while CLAIMED.
 ** attempt   of task `first`, 1 at first; requeues: how often it came back
-**           before its task began; both written by the keeper.
+**           before its task began; both written by whoever puts it back.
 ** cancel    0, CANCEL_REST (tasks not begun are not to begin), CANCEL_ALL
 **           (the running one is to be stopped too); by the parent, at any time.
 ** the rest  by the parent before QUEUED; read by the owner and the keeper.
@@ -156,7 +156,8 @@ extern const char *const reason_names[REASONS_COUNT];
 enum phase {
     PHASE_NONE,         /* no such process */
     PHASE_STARTING,     /* forked; the initializer may be running */
-    PHASE_FAILED,       /* the initializer raised: see its complaint */
+    PHASE_FAILED,       /* it raised or called exit: see its complaint; or
+                        ** took too long */
     PHASE_READY,        /* waits for its turn, or has it */
     PHASE_LEAVING       /* gave its turn away; runs the finalizer, exits */
 };
@@ -192,7 +193,14 @@ enum phase {
 **             for being idle when it is not
 ** stop        keeper: serial<<8 | reason      the worker's stop signal
 ** life[]      each life its own; keeper at fork
-** pid, generation, born, took  the worker     keeper, stats; generation last
+** pid, generation, born                       keeper, stats
+**             the worker when its turn comes; generation last, so whoever
+**             reads it sees the others of that life
+** tasks, idle_since, attempt  the worker      keeper, stats; its task
+** took        each life when it is ready      keeper: how far to start ahead
+** waiting     a life before it sleeps         who gives the turn away
+** room        the worker                      the slot's next life
+** memory      the worker                      nobody yet
 */
 typedef struct slot {
     alignas(64) _Atomic uint64_t tail;
@@ -208,12 +216,12 @@ typedef struct slot {
     _Atomic uint64_t told;
     alignas(64) _Atomic uint32_t bell;
     _Atomic uint32_t turn;
-    _Atomic uint32_t waiting;   /* lives asleep on `turn` */
+    _Atomic uint32_t waiting;   /* some life has slept on `turn` */
     _Atomic uint32_t attempt;   /* of the running task */
     _Atomic uint64_t order;
     _Atomic uint64_t stop;
     _Atomic uint64_t idle_since;    /* ns; 0: busy */
-    _Atomic uint64_t room;      /* bytes of the outbox ever touched */
+    _Atomic uint64_t room;      /* bytes of the outbox to trim, if many */
     alignas(64) _Atomic uint64_t life[LIVES_MAX];
     _Atomic int32_t pid;        /* of the life whose turn it is; 0: none */
     _Atomic uint32_t generation;
@@ -257,7 +265,7 @@ enum bell {
 **             who rings it: RINGING, then RUNG
 ** wake_at     keeper: when it wakes by itself     workers with a deadline
 ** asleep      keeper: idle slots without process  parent (kicks when queueing)
-** state, counters, ready   keeper                 parent
+** state, counters          keeper                 parent
 */
 typedef struct region {
     uint64_t size;

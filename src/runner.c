@@ -7,8 +7,9 @@
 ** constructors of reduced values); every call of Lua is protected; what a
 ** task did to hooks and the collector is undone before the next.
 **
-** T's stack: HANDLER, BODY (the loop over a cell's tasks), CACHE (functions by place), TROUBLE (the last
-** error: text, traceback, value); above them a task's own.
+** T's stack: HANDLER, BODY (the loop over a cell's tasks), CACHE (functions by
+** place), TROUBLE (the last error: text, traceback, value); above them a
+** task's own.
 */
 #include "runner.h"
 

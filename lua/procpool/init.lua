@@ -4,9 +4,10 @@
 --     local pool <close> = procpool.new(4)
 --     local squares = pool:map(function(x) return x * x end, { 1, 2, 3 })
 --
--- The files in reading order: options (what may be passed), pool (the
--- methods), map and imap (many tasks), result (AsyncResult), intake (what
--- arrives, callbacks), worker (the other side), inline (no processes).
+-- The files in reading order: options and check (what may be passed), errors,
+-- pool (the methods), map and imap (many tasks), result (AsyncResult), intake
+-- (what arrives, callbacks), ending, progress, worker (the other side), inline
+-- (no processes).
 
 local core = require("procpool.core")
 local errors = require("procpool.errors")
