@@ -3,10 +3,13 @@
 **
 ** The first byte of an input says what the rest is:
 **
-**   even   a message, to be decoded as it is;
-**   odd    a program that builds values (see build_value). They are encoded,
-**          must decode to something that encodes again; then the rest of the
-**          input damages the message, which is decoded once more.
+**   bit 0 clear  a message, to be decoded as it is;
+**   bit 0 set    a program that builds values (see build_value). They are
+**                encoded, must decode to something that encodes again; then
+**                the rest of the input damages the message, which is decoded
+**                once more.
+**   bit 1 set    the next byte says how many of Lua's allocations succeed
+**                before a few of them fail.
 **
 ** What must hold: no crash, no complaint of a sanitizer, no more memory than
 ** MEMORY_CAP for inputs of a few KiB, errors raised only for want of memory;
@@ -16,6 +19,7 @@
 ** a damaged message calls a constructor by name: nothing that loads code,
 ** touches files or takes long.
 */
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +39,7 @@ enum {
     MEMORY_CAP = 256 << 20,
     COLLECT_EVERY = 100,    /* inputs */
     DEPTH = 6,
+    DAMAGES = 12,
     VALUES = 4
 };
 
@@ -42,7 +47,10 @@ typedef struct input {
     const uint8_t *p, *end;
 } input_t;
 
+enum { FAILURES = 6 };      /* in a row, so that trying again is no way out */
+
 static size_t in_use;
+static unsigned until_failure;  /* allocations; 0: none will fail */
 
 static void *allocate(void *context, void *p, size_t old, size_t size)
 {
@@ -56,6 +64,8 @@ static void *allocate(void *context, void *p, size_t old, size_t size)
     }
     if (size > old && in_use + (size - old) > MEMORY_CAP)
         return NULL;
+    if (until_failure > 0 && size > old && --until_failure < FAILURES)
+        return NULL;
     void *fresh = realloc(p, size);
     if (fresh)
         in_use += size - old;
@@ -67,6 +77,13 @@ static void fail(lua_State *L, const char *what)
     const char *s = lua_tostring(L, -1);
     fprintf(stderr, "codec_fuzz: %s: %s\n", what, s ? s : "?");
     abort();
+}
+
+/* Does the text on top of the stack speak of memory? */
+static bool is_want_of_memory(lua_State *L)
+{
+    const char *s = lua_tostring(L, -1);
+    return s && strstr(s, "memory");
 }
 
 /* The state. */
@@ -276,9 +293,12 @@ static void check_again(lua_State *L, int base)
         if (strstr(s, "userdata") || strstr(s, "C function")
             || strstr(s, "__reduce"))
             return;
+        if (is_want_of_memory(L))
+            return;
         fail(L, "accepted, but not to be encoded");
     }
-    if (codec_decode(L, out.data, out.used) != count)
+    if (codec_decode(L, out.data, out.used) != count
+        && !is_want_of_memory(L))
         fail(L, "encoded, but not to be decoded");
 }
 
@@ -308,10 +328,11 @@ static void damage(lua_State *L, int count, input_t *in)
     size_t size = out.used;
     uint8_t *message = lua_newuserdatauv(L, size, 0);
     memcpy(message, out.data, size);
-    if (codec_decode(L, message, size) != count)
+    int base = lua_gettop(L);
+    if (codec_decode(L, message, size) != count && !is_want_of_memory(L))
         fail(L, "encoded, but not to be decoded");
-    lua_pop(L, count);
-    while (in->p < in->end) {
+    lua_settop(L, base);
+    for (int i = 0; i < DAMAGES && in->p < in->end; i++) {
         size_t at = next_bytes(in, 2) % size;
         message[at] = (uint8_t)next(in);
         if (next(in) % 4 == 0)
@@ -325,7 +346,10 @@ static int one_input(lua_State *L)
 {
     input_t *in = lua_touserdata(L, 1);
     lua_settop(L, 0);
-    if (next(in) % 2 == 0) {
+    unsigned kind = next(in);
+    unsigned allowed = kind & 2 ? next(in) + FAILURES + 1 : 0;
+    if (!(kind & 1)) {
+        until_failure = allowed;
         decode_exactly(L, in->p, (size_t)(in->end - in->p));
         return 0;
     }
@@ -334,6 +358,7 @@ static int one_input(lua_State *L)
     int count = (int)(next(in) % VALUES);
     for (int i = 0; i < count; i++)
         build_value(L, in, DEPTH);
+    until_failure = allowed;
     damage(L, count, in);
     return 0;
 }
@@ -351,7 +376,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     lua_pushcfunction(L, one_input);
     lua_pushlightuserdata(L, &in);
     int status = lua_pcall(L, 1, 0, 0);
-    if (status != LUA_OK && status != LUA_ERRMEM)
+    until_failure = 0;
+    if (status != LUA_OK && status != LUA_ERRMEM && !is_want_of_memory(L))
         fail(L, "an error was raised");
     lua_settop(L, 0);
     if (++inputs % COLLECT_EVERY == 0)

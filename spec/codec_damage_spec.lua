@@ -206,7 +206,8 @@ describe("what has made the decoder fail", function()
             local file = assert(io.open(path, "rb"))
             local bytes = file:read("a")
             file:close()
-            decode(bytes:sub(2))    -- the first says what the fuzzer does with it
+            decode(bytes:sub(2))    -- the first say what the fuzzer does with it
+            decode(bytes:sub(3))
         end)
     end
 end)

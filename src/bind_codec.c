@@ -52,10 +52,9 @@ static heap_buffer_t *buffer_new(lua_State *L)
 {
     heap_buffer_t *h = lua_newuserdatauv(L, sizeof *h, 0);
     *h = (heap_buffer_t){ .b = { .grow = grow } };
-    if (luaL_newmetatable(L, "procpool.buffer")) {
-        lua_pushcfunction(L, buffer_gc);
-        lua_setfield(L, -2, "__gc");
-    }
+    lua_createtable(L, 0, 1);
+    lua_pushcfunction(L, buffer_gc);
+    lua_setfield(L, -2, "__gc");
     lua_setmetatable(L, -2);
     lua_pushvalue(L, -1);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &buffer_key);

@@ -893,36 +893,6 @@ static void set_late(decoder_t *d)
     }
 }
 
-/*
-** The collector. A table that has just been read is not garbage, so a cycle
-** in the middle of a message is work for nothing. The reader takes credit
-** before a large message and gives it back after it: the collector's debt is
-** then what it would have been, and is paid at once where it is due.
-** Stopping and restarting it instead would forget the debt, and starts a
-** cycle every time.
-*/
-enum {
-    CREDIT_FROM = 512,      /* bytes of message; smaller ones are not worth it */
-    CREDIT_FACTOR = 32,     /* bytes allocated for one of the message */
-    CREDIT_MOST = 1 << 30   /* KiB */
-};
-
-static int take_credit(lua_State *L, size_t size)
-{
-    if (size < CREDIT_FROM || !lua_gc(L, LUA_GCISRUNNING))
-        return 0;
-    size_t credit = size / 1024 * CREDIT_FACTOR + CREDIT_FACTOR;
-    int kilobytes = credit > CREDIT_MOST ? CREDIT_MOST : (int)credit;
-    lua_gc(L, LUA_GCSTEP, -kilobytes);
-    return kilobytes;
-}
-
-static void give_credit_back(lua_State *L, int kilobytes)
-{
-    if (kilobytes && lua_gc(L, LUA_GCISRUNNING))
-        lua_gc(L, LUA_GCSTEP, kilobytes);
-}
-
 /* Pushes what decoding needs besides the values. */
 static void prepare(decoder_t *d)
 {
@@ -959,23 +929,79 @@ static void drop_helpers(const decoder_t *d)
 }
 
 /* The rest of a message with more than scalars and strings in it. */
-static result_t read_rest(lua_State *L, const uint8_t *data,
-                          const uint8_t *p, const uint8_t *end,
-                          uint32_t done, uint32_t count)
+static result_t read_rest(decoder_t *d, uint32_t done, uint32_t count)
 {
-    size_t size = (size_t)(end - data);
-    int credit = take_credit(L, size);
-    decoder_t d = { .L = L, .start = data, .p = p, .end = end,
-                    .budget = size };
-    prepare(&d);
-    result_t r = read_values(&d, done, count);
+    prepare(d);
+    result_t r = read_values(d, done, count);
     if (r == DONE) {
-        set_late(&d);
-        drop_helpers(&d);
+        set_late(d);
+        drop_helpers(d);
     }
-    codec_give_back(d.codec);
-    give_credit_back(L, credit);
+    codec_give_back(d->codec);
     return r;
+}
+
+/*
+** The collector. A table that has just been read is not garbage, so a cycle
+** in the middle of a message is work for nothing. The reader takes credit
+** before a large message and gives it back after it: the collector's debt is
+** then what it would have been, and is paid at once where it is due.
+** Stopping and restarting it instead would forget the debt, and starts a
+** cycle every time, and if memory ran out in between it would never run again.
+*/
+enum {
+    LARGE = 512,            /* bytes of message; less is not worth it */
+    CREDIT_FACTOR = 32,     /* bytes allocated for one of the message */
+    CREDIT_MOST = 1 << 30   /* KiB */
+};
+
+static int take_credit(lua_State *L, size_t size)
+{
+    if (!lua_gc(L, LUA_GCISRUNNING))
+        return 0;
+    size_t credit = size / 1024 * CREDIT_FACTOR + CREDIT_FACTOR;
+    int kilobytes = credit > CREDIT_MOST ? CREDIT_MOST : (int)credit;
+    lua_gc(L, LUA_GCSTEP, -kilobytes);
+    return kilobytes;
+}
+
+static void give_credit_back(lua_State *L, int kilobytes)
+{
+    if (kilobytes && lua_gc(L, LUA_GCISRUNNING))
+        lua_gc(L, LUA_GCSTEP, kilobytes);
+}
+
+typedef struct large {
+    decoder_t d;
+    uint32_t done, count;
+    result_t result;
+} large_t;
+
+/* Called protected: the message. Returns the values, or the reason. */
+static int read_large(lua_State *L)
+{
+    large_t *m = lua_touserdata(L, 1);
+    lua_settop(L, 0);
+    m->d.L = L;
+    if (!lua_checkstack(L, (int)(m->count - m->done) + HELPERS + 16))
+        return luaL_error(L, "not enough memory");
+    m->result = read_rest(&m->d, m->done, m->count);
+    return m->result == DONE ? lua_gettop(L) : 1;
+}
+
+/* As read_rest, with the collector on credit, whatever happens. */
+static result_t read_on_credit(decoder_t *d, uint32_t done, uint32_t count)
+{
+    lua_State *L = d->L;
+    large_t m = { .d = *d, .done = done, .count = count };
+    int credit = take_credit(L, d->budget);
+    lua_pushcfunction(L, read_large);
+    lua_pushlightuserdata(L, &m);
+    int status = lua_pcall(L, 1, LUA_MULTRET, 0);
+    give_credit_back(L, credit);
+    if (status != LUA_OK)
+        lua_error(L);
+    return m.result;
 }
 
 /* NULL: the bytes are no message. */
@@ -1019,8 +1045,11 @@ int codec_decode(lua_State *L, const uint8_t *data, size_t size)
         p = next;
         done++;
     }
-    if (__builtin_expect(done < count || p != end, 0)
-        && read_rest(L, data, p, end, done, count) != DONE)
-        return fail(L, base);
-    return (int)count;
+    if (__builtin_expect(done == count && p == end, 1))
+        return (int)count;
+    decoder_t d = { .L = L, .start = data, .p = p, .end = end,
+                    .budget = size };
+    result_t r = size < LARGE ? read_rest(&d, done, count)
+                              : read_on_credit(&d, done, count);
+    return r == DONE ? (int)count : fail(L, base);
 }

@@ -115,7 +115,7 @@ static result_t put_ref(encoder_t *e, uint8_t tag, uint64_t where)
 /* After anything that may collect: the address of a string may be another's. */
 static inline void forget_strings(encoder_t *e)
 {
-    e->codec->epoch++;
+    codec_next_epoch(e->codec);
 }
 
 /* Scalars and strings. */

@@ -29,7 +29,8 @@ enum {
     CHECKED = 32                /* frames the stack is made ready for at once */
 };
 
-static char registry_key, reduce_key;   /* their addresses are the keys */
+/* Keys of the registry; their addresses count. */
+static char registry_key, metatable_key, reduce_key;
 
 static void seen_free(seen_t *s)
 {
@@ -48,23 +49,34 @@ static int codec_gc(lua_State *L)
     return 0;
 }
 
+/* Pushes the metatable of codecs. It is complete before it is kept: memory
+** may run out at any step. */
+static void push_metatable(lua_State *L)
+{
+    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &metatable_key) == LUA_TTABLE)
+        return;
+    lua_pop(L, 1);
+    lua_createtable(L, 0, 1);
+    lua_pushcfunction(L, codec_gc);
+    lua_setfield(L, -2, "__gc");
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &metatable_key);
+}
+
 static codec_t *codec_new(lua_State *L)
 {
     names_t *names = names_get(L);
+    lua_pushliteral(L, "__reduce");
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &reduce_key);
     codec_t *c = lua_newuserdatauv(L, sizeof *c, 1);
     memset(c, 0, sizeof *c);
     c->names = names;
-    if (luaL_newmetatable(L, "procpool.codec")) {
-        lua_pushcfunction(L, codec_gc);
-        lua_setfield(L, -2, "__gc");
-    }
+    push_metatable(L);
     lua_setmetatable(L, -2);
     lua_createtable(L, SLOTS, 0);
     lua_setiuservalue(L, -2, SLOT_STRINGS);
     lua_pushvalue(L, -1);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &registry_key);
-    lua_pushliteral(L, "__reduce");
-    lua_rawsetp(L, LUA_REGISTRYINDEX, &reduce_key);
     return c;
 }
 
@@ -85,10 +97,7 @@ codec_t *codec_take(lua_State *L)
         c = codec_new(L);
     }
     c->busy = true;
-    if (++c->epoch == 0) {
-        memset(c->slots, 0, sizeof c->slots);
-        c->epoch = 1;
-    }
+    codec_next_epoch(c);
     return c;
 }
 

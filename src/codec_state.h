@@ -104,6 +104,15 @@ typedef struct codec {
 codec_t *codec_take(lua_State *L);
 void codec_give_back(codec_t *c);
 
+/* Forgets which strings have been met. */
+static inline void codec_next_epoch(codec_t *c)
+{
+    if (++c->epoch == 0) {
+        memset(c->slots, 0, sizeof c->slots);
+        c->epoch = 1;
+    }
+}
+
 /* Pushes the string "__reduce", without making it. */
 void codec_push_reduce(lua_State *L);
 

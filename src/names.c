@@ -68,6 +68,15 @@ static int names_gc(lua_State *L)
     return 0;
 }
 
+/* Keeps a new table under a key of the registry. */
+static void keep_table(lua_State *L, const void *key)
+{
+    lua_newtable(L);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, key);
+}
+
+/* The index is kept last, when everything is there: memory may run out at any
+** step. */
 names_t *names_get(lua_State *L)
 {
     if (lua_rawgetp(L, LUA_REGISTRYINDEX, &names_key) == LUA_TUSERDATA) {
@@ -75,21 +84,19 @@ names_t *names_get(lua_State *L)
         lua_pop(L, 1);
         return n;
     }
+    lua_pop(L, 1);
+    luaL_checkstack(L, 8, NULL);
     names_t *n = lua_newuserdatauv(L, sizeof *n, 1);
     memset(n, 0, sizeof *n);
-    if (luaL_newmetatable(L, "procpool.names")) {
-        lua_pushcfunction(L, names_gc);
-        lua_setfield(L, -2, "__gc");
-    }
+    lua_createtable(L, 0, 1);
+    lua_pushcfunction(L, names_gc);
+    lua_setfield(L, -2, "__gc");
     lua_setmetatable(L, -2);
     lua_newtable(L);
     lua_setiuservalue(L, -2, 1);
-    lua_newtable(L);
-    lua_rawsetp(L, LUA_REGISTRYINDEX, &registered_key);
-    lua_newtable(L);
-    lua_rawsetp(L, LUA_REGISTRYINDEX, &classes_key);
+    keep_table(L, &registered_key);
+    keep_table(L, &classes_key);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &names_key);
-    lua_pop(L, 1);
     return n;
 }
 
