@@ -396,6 +396,9 @@ static void clear_slot(keeper_t *k, const life_t *l)
     atomic_store(&s->deadline, 0);
     atomic_store(&s->idle_since, 0);
     atomic_store(&s->pid, 0);
+    /* Its task must not look like the next life's. */
+    uint64_t run = atomic_load(&s->run);
+    atomic_store(&s->run, RUN_WORD(RUN_IDLE, 0, RUN_SERIAL(run)));
 }
 
 /* A life that was ready is over. */
@@ -476,15 +479,31 @@ void crew_quiet(keeper_t *k)
         ;
 }
 
+/* A stopped worker must not be chosen to be woken. As after a death, its bell
+** is rung and another woken if there is work; it hears the bell when it goes
+** on, and announces itself again. */
+static void pass_over(keeper_t *k, const life_t *l)
+{
+    region_t *r = k->r;
+    uint32_t it = SPINNER(l->slot);
+    if (atomic_load(&r->slots[l->slot].turn) != l->generation)
+        return;
+    atomic_compare_exchange_strong(&r->spinner, &it, 0);
+    atomic_fetch_and(&r->idle[l->slot / 64],
+                     ~(UINT64_C(1) << (l->slot % 64)));
+}
+
 void crew_reap(keeper_t *k)
 {
     int status;
     pid_t pid;
     FAULT_POINT("reap");
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+    while ((pid = waitpid(-1, &status, WNOHANG | WUNTRACED)) > 0) {
         life_t *l = find_pid(k, pid);
         k->reaped++;
-        if (l)
+        if (l && WIFSTOPPED(status))
+            pass_over(k, l);
+        else if (l)
             bury(k, l, status);
         /* Otherwise an orphan that a task left behind: reaped, no more. */
     }

@@ -57,7 +57,8 @@ static void push_row(lua_State *L, const region_t *r, uint32_t slot,
     int32_t pid = atomic_load(&s->pid);
     lua_createtable(L, 0, 9);
     set_integer(L, "id", slot + 1);
-    set_integer(L, "pid", (uint64_t)pid);
+    if (pid)    /* none yet: not 0, which kill() takes for everybody */
+        set_integer(L, "pid", (uint64_t)pid);
     set_integer(L, "generation", (uint64_t)atomic_load(&s->generation) + 1);
     lua_pushstring(L, state_name(r, slot));
     lua_setfield(L, -2, "state");
@@ -90,7 +91,7 @@ int handle_stats(lua_State *L)
     handle_t *h = handle_check(L);
     pool_t *p = &h->pool;
     uint64_t queued = pool_queued(p), now = os_now();
-    uint32_t busy = 0, workers = 0;
+    uint32_t busy = 0, starting = 0, workers = 0;
     lua_createtable(L, 0, 16);
     push_recycled(L, pool_tally(p));
     lua_setfield(L, -2, "recycled");
@@ -104,10 +105,11 @@ int handle_stats(lua_State *L)
         push_row(L, p->r, i, now);
         lua_rawseti(L, -2, ++workers);
         busy += (uint32_t)is_busy(p->r, i);
+        starting += !atomic_load(&p->r->slots[i].pid);
     }
     lua_setfield(L, -2, "workers");
     set_integer(L, "busy", busy);
-    set_integer(L, "idle", workers - busy);
+    set_integer(L, "idle", workers - busy - starting);
     set_integer(L, "queued", queued);
     set_integer(L, "running", p->unfinished > queued ? p->unfinished - queued
                                                      : 0);

@@ -2,7 +2,7 @@
 ** keeper.c - the keeper's loop; see keeper.h.
 **
 ** Invariants: one place to wait; every pass does all there is to do, in the
-** order reap, obey, watch, start, and computes the nearest deadline anew.
+** order reap, obey, start, watch, and computes the nearest deadline anew.
 ** Nothing here takes longer than a scan of the slots (1024 at most), and a
 ** slot's lives are found by their generation, so linear scans it is.
 **
@@ -56,7 +56,8 @@ static _Noreturn void end(keeper_t *k, enum keeper_state state)
     leave(k, state);
 }
 
-/* The text of a failure that has no encoded error. */
+/* Tells the parent why the pool is over, and ends it. encoded: 0 a text; of an
+** initializer: 1 a text, 2 an encoded error. */
 _Noreturn void keeper_break(keeper_t *k, const void *bytes, size_t size,
                             int encoded)
 {
@@ -740,14 +741,12 @@ _Noreturn void keeper_main(region_t *r, const work_t *work, pid_t parent,
                            int sock, int parent_pidfd)
 {
     static keeper_t k;
-    char title[128];
     memset(&k, 0, sizeof k);    /* in a task's pool: another keeper's copy */
     FAULT_POINT("keeper.start");
     setpgid(0, 0);
     os_adopt_orphans();
     os_fresh_signals();
-    snprintf(title, sizeof title, "procpool %s keeper", r->set.name);
-    os_title(title);
+    os_title(r->set.name, "keeper");
     k.r = r;
     k.work = work;
     k.pid = getpid();

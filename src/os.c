@@ -494,32 +494,55 @@ void os_volunteer_for_oom(void)
     close(fd);
 }
 
-void os_title(const char *title)
+/* Where the command line that ps shows lies: between arg_start and arg_end
+** (fields 48 and 49 of stat, counted after the parenthesised name). What lies
+** behind it is the environment. */
+static char *title_start;
+static size_t title_room;
+
+static void find_title(void)
 {
-    prctl(PR_SET_NAME, title);
-    /* The command line that ps shows lies between arg_start and arg_end
-    ** (fields 48 and 49 of stat, counted after the parenthesised name). What
-    ** lies behind it is the environment, so longer titles are cut. */
-    static char *start, *end;
     char text[1024];
-    if (!start) {
-        if (read_small("/proc/self/stat", text, sizeof text) <= 0)
-            return;
-        char *at = strrchr(text, ')');
-        for (int field = 2; at && field < 48; field++)
-            at = strchr(at + 1, ' ');
-        unsigned long from, to;
-        if (!at || sscanf(at, "%lu %lu", &from, &to) != 2 || !from ||
-            to <= from + 1)
-            return;
-        start = (char *)from;
-        end = (char *)to;
-    }
-    size_t room = (size_t)(end - start) - 1, n = strlen(title);
-    if (n > room)
-        n = room;
-    memcpy(start, title, n);
-    memset(start + n, '\0', room + 1 - n);
+    if (title_start || read_small("/proc/self/stat", text, sizeof text) <= 0)
+        return;
+    char *at = strrchr(text, ')');
+    for (int field = 2; at && field < 48; field++)
+        at = strchr(at + 1, ' ');
+    unsigned long from, to;
+    if (!at || sscanf(at, "%lu %lu", &from, &to) != 2 || !from ||
+        to <= from + 1)
+        return;
+    title_start = (char *)from;
+    title_room = to - from;
+}
+
+/* "first name role" in `room` bytes, as much of the name as fits. */
+static void write_title(char *to, size_t room, const char *first,
+                        const char *name, const char *role)
+{
+    size_t fixed = strlen(first) + strlen(role) + 2, n = strlen(name);
+    memset(to, 0, room);
+    if (fixed + n > room)
+        n = room > fixed ? room - fixed : 0;
+    char *end = to + room - 1;
+    for (; *first && to < end; first++)
+        *to++ = *first;
+    for (; n && to < end; n--)
+        *to++ = *name++;
+    if (to < end)
+        *to++ = ' ';
+    for (; *role && to < end; role++)
+        *to++ = *role;
+}
+
+void os_title(const char *name, const char *role)
+{
+    char comm[16];
+    write_title(comm, sizeof comm, "", name, role);
+    prctl(PR_SET_NAME, comm);
+    find_title();
+    if (title_start)
+        write_title(title_start, title_room, "procpool ", name, role);
 }
 
 void os_random(void *bytes, size_t size)

@@ -70,7 +70,8 @@ void os_adopt_orphans(void);            /* be a subreaper */
 int os_children(pid_t *pids, int room); /* of this process; how many there are */
 void os_fresh_signals(void);            /* dispositions, mask, timers, stdin */
 void os_volunteer_for_oom(void);        /* the OOM killer takes us first */
-void os_title(const char *title);       /* what ps shows, as room allows */
+/* What ps shows: "procpool NAME ROLE"; where room is short NAME is cut. */
+void os_title(const char *name, const char *role);
 void os_random(void *bytes, size_t size);
 int os_columns(int fd);                 /* of a terminal, 0: unknown; -1: none */
 

@@ -3,8 +3,9 @@
 ** thread); the signal handlers at the end run in it too.
 **
 ** Invariants: the worker owns at most one cell, the one `intent` names; it
-** writes to its slot and outbox only while `turn` is its generation; it holds
-** nothing that another process waits for, so it may die at any instruction.
+** writes to its slot and outbox only while `turn` is its generation (but for
+** its own life word, `took` and `waiting`); it holds nothing that another
+** process waits for, so it may die at any instruction.
 */
 #define _GNU_SOURCE
 #include "worker.h"
@@ -266,7 +267,8 @@ static int next_frame(const unsigned char **at, const unsigned char *end,
 }
 
 /* The parent is woken at a cell's end and at errors; inside a chunk now and
-** then only, since waking another CPU costs as much as a thousand items. */
+** then only, since waking another CPU costs as much as a thousand items: when
+** so much time has passed between the starts of two tasks. */
 static void notify(worker_t *w, enum record_kind kind, int last)
 {
     slot_t *s = w->w_slot;
@@ -710,14 +712,11 @@ static int start(worker_t *w)
 ** a fresh process, a sixth of all. */
 static void set_title(const worker_t *w)
 {
-    char title[128], digits[12];
-    char *at = stpcpy(title, "procpool "), *digit = &digits[11];
-    at = stpcpy(stpcpy(at, w->w_region->set.name), " worker ");
-    *digit = '\0';
+    char role[24] = "worker ", *digit = role + sizeof role - 1;
     for (uint32_t n = w->w_index + 1; n; n /= 10)
         *--digit = (char)('0' + n % 10);
-    stpcpy(at, digit);
-    os_title(title);
+    memmove(role + 7, digit, strlen(digit) + 1);
+    os_title(w->w_region->set.name, role);
 }
 
 void worker_prepare(void)

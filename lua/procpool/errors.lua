@@ -39,6 +39,9 @@ local Error = { __name = "procpool.Error" }
 ---@return string
 function Error:__tostring()
     local text = tostring(self.message)
+    if self.kind == "initializer" and not text:find("initializer", 1, true) then
+        text = "initializer: " .. text
+    end
     if self.index then
         text = ("%s (item %d)"):format(text, self.index)
     end
