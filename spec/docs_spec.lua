@@ -53,7 +53,8 @@ end
 
 describe("links", function()
     for _, path in ipairs({ "README.md", "CONTRIBUTING.md", "docs/guide.md",
-        "docs/lifetimes.md", "docs/faq.md", "docs/reference.md" }) do
+        "docs/lifetimes.md", "docs/faq.md", "docs/reference.md", "docs/values.md",
+        "docs/design.md" }) do
         it("of " .. path, function()
             for link in prose(path):gmatch("%]%(([^%s%)]+)%)") do
                 local target, anchor = link:match("^([^#]*)#?(.*)$")
