@@ -139,10 +139,16 @@ int board_queued(region_t *r)
     return find_queued(r, &word, &hint) != NO_CELL;
 }
 
-uint64_t board_count_queued(region_t *r)
+uint64_t board_count_queued(const board_t *b)
 {
+    region_t *r = b->b_region;
     uint64_t p = CLAIM_POSITION(atomic_load(&r->claim));
-    uint64_t head = atomic_load(&r->head), count = 0;
+    uint64_t head = b->b_head, count = 0;
+    /* However many there are, they lie in this many cells; and a hint that a
+    ** task has scribbled over must not keep us here for ever. */
+    uint64_t most = (uint64_t)b->b_segments_used * SEGMENT_CELLS;
+    if (p + most < head)
+        p = head - most;
     while (p < head) {
         uint64_t index;
         cell_t *cell = cell_at(r, p, &index);
@@ -227,18 +233,17 @@ int board_withdraw(cell_t *cell)
     return atomic_compare_exchange_strong(&cell->word, &queued, nobody);
 }
 
-void board_free(board_t *b, cell_t *cell)
+void board_free(board_t *b, cell_t *cell, uint64_t p)
 {
     region_t *r = b->b_region;
-    uint64_t p = cell->position;
     _Atomic uint32_t *entry = directory_entry(r, p);
-    uint32_t segment = atomic_load_explicit(entry, memory_order_relaxed);
+    uint32_t segment = (uint32_t)(cell - region_cell(r, 0)) / SEGMENT_CELLS;
     atomic_store_explicit(&cell->word, CELL_WORD(CELL_FREE, 0, 0, p),
                           memory_order_release);
     if (--b->b_live[p / SEGMENT_CELLS % DIRECTORY_SIZE])
         return;
     atomic_store_explicit(entry, 0, memory_order_release);
-    b->b_free[b->b_free_count++] = segment - 1;
+    b->b_free[b->b_free_count++] = segment;
 }
 
 uint64_t board_room(const board_t *b)

@@ -35,8 +35,6 @@ int board_queued(region_t *r);
 /* The index of the cell at a position, or NO_CELL when its segment is gone.
 ** Whether that cell still is the position's is for the caller to see. */
 uint64_t board_find(const region_t *r, uint64_t position);
-/* Anyone: how many (a scan: for stats). */
-uint64_t board_count_queued(region_t *r);
 
 /* The parent's private half. */
 typedef struct board {
@@ -58,8 +56,11 @@ void board_post(board_t *b, cell_t *cell);
 /* Takes a queued cell back before anyone claims it: 1, or 0 too late. The
 ** cell is still to be freed. */
 int board_withdraw(cell_t *cell);
-/* All its tasks have their outcome. */
-void board_free(board_t *b, cell_t *cell);
+/* All its tasks have their outcome. The position is the one it was posted at,
+** as the parent remembers it: the cell's own may have been scribbled over. */
+void board_free(board_t *b, cell_t *cell, uint64_t position);
+/* Tasks that are queued (a scan: for stats). */
+uint64_t board_count_queued(const board_t *b);
 /* Cells that can be posted before the board is full. */
 uint64_t board_room(const board_t *b);
 

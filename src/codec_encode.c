@@ -112,7 +112,7 @@ static result_t put_ref(encoder_t *e, uint8_t tag, uint64_t where)
     return DONE;
 }
 
-/* After anything that may collect: the address of a string may be another's. */
+/* After anything that may collect: a string's address may be another's. */
 static inline void forget_strings(encoder_t *e)
 {
     codec_next_epoch(e->codec);
@@ -510,7 +510,7 @@ static unsigned run_width(const int64_t *run, int n)
 {
     uint64_t bits = 0;
     for (int i = 0; i < n; i++)
-        bits |= (uint64_t)(run[i] ^ (run[i] >> 63));
+        bits |= (uint64_t)(run[i] < 0 ? ~run[i] : run[i]);
     return bits <= INT8_MAX ? 1 : bits <= INT16_MAX ? 2
          : bits <= INT32_MAX ? 4 : 8;
 }

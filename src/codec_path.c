@@ -30,6 +30,8 @@ static void put(path_t *p, const char *format, ...)
 {
     va_list list;
     va_start(list, format);
+    /* clang-tidy does not see that va_start has initialized the list. */
+    /* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized) */
     int n = vsnprintf(p->text + p->used, p->room - p->used, format, list);
     va_end(list);
     if (n > 0)

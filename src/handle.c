@@ -792,6 +792,7 @@ static const luaL_Reg methods[] = {
     { "join", handle_join },       { "state", handle_state },
     { "fileno", handle_fileno },   { "resize", handle_resize },
     { "recycle", handle_recycle }, { "stats", handle_stats },
+    { "replaced", handle_replaced },
     { NULL, NULL }
 };
 

@@ -68,6 +68,7 @@ void handle_register(lua_State *L);
 
 int handle_take(lua_State *L);      /* methods in files of their own */
 int handle_stats(lua_State *L);
+int handle_replaced(lua_State *L);
 /* Pushes kind, message, traceback, value of a pool that is broken, or
 ** terminated; their number. */
 int handle_push_end(lua_State *L, handle_t *h);

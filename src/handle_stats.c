@@ -43,16 +43,30 @@ static int is_busy(const region_t *r, uint32_t slot)
            TAIL_ITEM(tail) < cell->items;
 }
 
-static const char *state_name(const region_t *r, uint32_t slot)
+/* Is a process of the slot on its way, or did it leave for being idle? */
+static int is_starting(const slot_t *s)
 {
-    if (!atomic_load(&r->slots[slot].pid))
-        return "starting";
-    return is_busy(r, slot) ? "busy" : "idle";
+    uint32_t turn = atomic_load(&s->turn);
+    uint64_t life = atomic_load(&s->life[turn % LIVES_MAX]);
+    return LIFE_GENERATION(life) == turn && LIFE_PHASE(life) != PHASE_NONE;
 }
 
-static void push_row(lua_State *L, const region_t *r, uint32_t slot,
-                     uint64_t now)
+enum state { BUSY, IDLE, STARTING, ASLEEP, STATES };
+static const char *const state_names[STATES] = { "busy", "idle", "starting",
+                                                 "asleep" };
+
+static enum state state_of(const region_t *r, uint32_t slot)
 {
+    if (atomic_load(&r->slots[slot].pid))
+        return is_busy(r, slot) ? BUSY : IDLE;
+    return is_starting(&r->slots[slot]) ? STARTING : ASLEEP;
+}
+
+/* Pushes a worker's row; what it is doing. */
+static enum state push_row(lua_State *L, const region_t *r, uint32_t slot,
+                           uint64_t now)
+{
+    enum state state = state_of(r, slot);
     const slot_t *s = &r->slots[slot];
     int32_t pid = atomic_load(&s->pid);
     lua_createtable(L, 0, 9);
@@ -60,15 +74,16 @@ static void push_row(lua_State *L, const region_t *r, uint32_t slot,
     if (pid)    /* none yet: not 0, which kill() takes for everybody */
         set_integer(L, "pid", (uint64_t)pid);
     set_integer(L, "generation", (uint64_t)atomic_load(&s->generation) + 1);
-    lua_pushstring(L, state_name(r, slot));
+    lua_pushstring(L, state_names[state]);
     lua_setfield(L, -2, "state");
     set_integer(L, "tasks", atomic_load(&s->tasks));
     set_number(L, "age", pid ? seconds_since(now, atomic_load(&s->born)) : 0);
-    set_integer(L, "memory", pid ? os_resident_memory(pid) : 0);
+    set_integer(L, "memory", pid ? os_private_memory(pid) : 0);
     set_number(L, "cpu", pid ? os_cpu_seconds(pid) : 0);
-    if (is_busy(r, slot))
+    if (state == BUSY)
         set_number(L, "running_for",
                    seconds_since(now, atomic_load(&s->started)));
+    return state;
 }
 
 static void push_recycled(lua_State *L, const tally_t *tally)
@@ -86,12 +101,22 @@ static void push_bytes(lua_State *L, const pool_t *p)
     set_integer(L, "shared", pool_bytes(p));
 }
 
+int handle_replaced(lua_State *L)
+{
+    const tally_t *tally = pool_tally(&handle_check(L)->pool);
+    uint64_t sum = 0;
+    for (int i = 0; i < REASON_CLOSE; i++)
+        sum += tally->recycled[i];
+    lua_pushinteger(L, (lua_Integer)sum);
+    return 1;
+}
+
 int handle_stats(lua_State *L)
 {
     handle_t *h = handle_check(L);
     pool_t *p = &h->pool;
     uint64_t queued = pool_queued(p), now = os_now();
-    uint32_t busy = 0, starting = 0, workers = 0;
+    uint32_t in[STATES] = { 0 }, workers = 0;
     lua_createtable(L, 0, 16);
     push_recycled(L, pool_tally(p));
     lua_setfield(L, -2, "recycled");
@@ -102,14 +127,12 @@ int handle_stats(lua_State *L)
         if (i >= atomic_load(&p->r->wanted) &&
             !atomic_load(&p->r->slots[i].pid))
             continue;
-        push_row(L, p->r, i, now);
+        in[push_row(L, p->r, i, now)]++;
         lua_rawseti(L, -2, ++workers);
-        busy += (uint32_t)is_busy(p->r, i);
-        starting += !atomic_load(&p->r->slots[i].pid);
     }
     lua_setfield(L, -2, "workers");
-    set_integer(L, "busy", busy);
-    set_integer(L, "idle", workers - busy - starting);
+    set_integer(L, "busy", in[BUSY]);
+    set_integer(L, "idle", in[IDLE]);
     set_integer(L, "queued", queued);
     set_integer(L, "running", p->unfinished > queued ? p->unfinished - queued
                                                      : 0);

@@ -266,7 +266,7 @@ static int stop_cancelled(keeper_t *k, life_t *l, uint64_t now)
     cell_t *cell = claimed_by(k, l);
     if (!cell || atomic_load(&cell->cancel) != CANCEL_ALL)
         return 1;
-    uint64_t grace = cell->grace ? cell->grace : k->r->set.grace;
+    uint64_t grace = cell->grace;
     /* The same task all the while: then the cell is its. */
     if (RUN_STATE(run) != RUN_RUNNING || atomic_load(&s->run) != run)
         return RUN_STATE(run) == RUN_KILLING;
@@ -622,7 +622,7 @@ static void revive(keeper_t *k)
     for (uint32_t i = 0; i < k->count; i++) {
         uint32_t slot = k->lives[i].slot;
         slot_t *s = &r->slots[slot];
-        if (atomic_load(&s->bell) &&
+        if (atomic_load(&s->idle_since) &&
             !(atomic_load(&r->idle[slot / 64]) >> (slot % 64) & 1)) {
             atomic_store(&s->bell, 0);
             os_futex_wake(&s->bell, 1);
@@ -642,8 +642,9 @@ static void wake_all(keeper_t *k)
         ;
     for (uint32_t i = 0; i < k->count; i++) {
         slot_t *s = &k->r->slots[k->lives[i].slot];
-        if (atomic_exchange(&s->bell, 0))
-            os_futex_wake(&s->bell, 1);
+        /* A ring that died with its ringer may have left it at 0. */
+        atomic_store(&s->bell, 0);
+        os_futex_wake(&s->bell, 1);
     }
 }
 

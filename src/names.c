@@ -14,6 +14,7 @@
 */
 #include "names.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,7 +23,7 @@
 #include "codec_format.h"
 #include "os.h"
 
-enum { CHECK_SHARE = 32 };      /* looking takes a 32nd of the time at most */
+enum { CHECK_SHARE = 32 };      /* looking takes a 32nd of the time */
 
 typedef struct entry {
     const void *key;            /* NULL: free */
@@ -137,7 +138,8 @@ static bool grow_hash(names_t *n)
         if (n->entries[i].key != NULL)
             *find(&larger, n->entries[i].key) = n->entries[i];
     free(n->entries);
-    *n = larger;
+    n->entries = larger.entries;
+    n->room = larger.room;
     return true;
 }
 
@@ -170,10 +172,12 @@ static name_t wire_read(const uint8_t *p, size_t size)
     name_t name = { .kind = *p++, .second = "" };
     uint64_t n = 0;
     p = size_read(p, end, &n);
+    assert(p != NULL);
     name.first = (const char *)p;
     name.first_size = n;
     if (name.kind == NAME_FIELD) {
         p = size_read(p + n, end, &n);
+        assert(p != NULL);
         name.second = (const char *)p;
         name.second_size = n;
     }
@@ -213,15 +217,15 @@ static bool is_better(const name_t *a, const name_t *b)
 /* Where `size` bytes of wire form can be written, or NULL. */
 static uint8_t *wire_place(names_t *n, size_t size)
 {
-    if (n->wires_room - n->wires_used < size) {
-        size_t room = 2 * n->wires_room + size + 4096;
-        uint8_t *more = room > UINT32_MAX ? NULL : realloc(n->wires, room);
-        if (more == NULL)
-            return NULL;
-        n->wires = more;
-        n->wires_room = room;
-    }
-    return n->wires + n->wires_used;
+    size_t used = n->wires_used, room = 2 * n->wires_room + size + 4096;
+    if (n->wires_room - used >= size)
+        return n->wires + used;
+    uint8_t *more = room > UINT32_MAX ? NULL : realloc(n->wires, room);
+    if (more == NULL)
+        return NULL;
+    n->wires_room = room;
+    n->wires = more;
+    return more + used;
 }
 
 static void anchor(lua_State *L, int anchors, uint32_t number, int what,
@@ -238,8 +242,10 @@ static void add(lua_State *L, names_t *n, int anchors, const name_t *name,
 {
     const void *key = lua_topointer(L, -1);
     uint8_t *wire = wire_place(n, wire_room(name));
-    if (wire == NULL || (2 * (n->count + 1) > n->room && !grow_hash(n)))
+    if (wire == NULL || (2 * (n->count + 1) > n->room && !grow_hash(n))) {
         luaL_error(L, "not enough memory");
+        return;
+    }
     entry_t *entry = find(n, key);
     if (entry->key != NULL) {
         name_t old = wire_read(n->wires + entry->at, entry->size);

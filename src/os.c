@@ -180,6 +180,11 @@ void os_release(void *address, size_t size)
     munmap(address, size);
 }
 
+void os_protect(void *address, size_t size)
+{
+    mprotect(address, size, PROT_READ);
+}
+
 void os_give_back(void *address, size_t size)
 {
     uint64_t page = os_page_size();
@@ -428,7 +433,9 @@ int os_pidfd_kill(int pidfd, pid_t pid, int sig)
 {
     long rc = pidfd >= 0
                   ? syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0)
-                  : kill(pid, sig);
+                  : -1;
+    if (rc < 0)     /* too old a kernel, or the program has closed it */
+        rc = kill(pid, sig);
     return rc < 0 ? -errno : 0;
 }
 

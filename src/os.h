@@ -35,6 +35,7 @@ static inline void os_relax(void)
 /* Memory that all processes of a pool share. */
 void *os_reserve(size_t size);          /* NULL with errno set */
 void os_release(void *address, size_t size);
+void os_protect(void *address, size_t size);     /* read-only from now on */
 void os_give_back(void *address, size_t size);   /* pages read as zero then */
 uint64_t os_page_size(void);
 

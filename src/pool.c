@@ -180,8 +180,11 @@ static int fork_keeper(pool_t *p, const work_t *work, birth_t *b)
 
 static void close_descriptors(pool_t *p)
 {
-    os_close(&p->r->bell_fd);
-    os_close(&p->r->kick_fd);
+    int bell = p->r->bell_fd, kick = p->r->kick_fd;
+    if (p->fds_lost)    /* these numbers may be somebody else's by now */
+        return;
+    os_close(&bell);
+    os_close(&kick);
     os_close(&p->sock);
     os_close(&p->crew);
     os_close(&p->epoll);
@@ -234,6 +237,7 @@ int pool_open(pool_t *p, const settings_t *set, const work_t *work,
     const char *what = "cannot make descriptors";
     if (rc == 0 && (rc = make_tables(p)) < 0)
         what = "cannot make tables";
+    region_seal(p->r);
     if (rc == 0 && (rc = fork_keeper(p, work, &b)) < 0)
         what = "cannot start the keeper: fork";
     os_close(&b.keeper_sock);
@@ -306,7 +310,7 @@ static void keeper_gone(pool_t *p)
     p->gone = 1;
     reap(p->keeper, p->keeper_pidfd, 0, &status);
     p->gone = 2;
-    if (state == KEEPER_DONE) {
+    if (state == KEEPER_DONE && (p->closed || p->terminated)) {
         if (p->end == END_NONE)
             p->end = END_CLOSED;
         return;
@@ -316,7 +320,12 @@ static void keeper_gone(pool_t *p)
         os_wait_readable(&p->crew, 1, os_now() + CREW_WAIT);
     if (p->end != END_NONE || state == KEEPER_BROKEN)
         return;
-    if (status)
+    if (state == KEEPER_DONE) {
+        /* It has seen our end of the socket close, and nobody closed it but
+        ** the program. */
+        p->fds_lost = 1;
+        snprintf(text, sizeof text, "%s", POOL_FDS_LOST);
+    } else if (status)
         snprintf(text, sizeof text, "the pool's keeper died (signal %d)",
                  status);
     else
@@ -419,5 +428,5 @@ uint64_t pool_bytes(const pool_t *p)
 
 uint64_t pool_queued(const pool_t *p)
 {
-    return p->r ? board_count_queued(p->r) : 0;
+    return p->r ? board_count_queued(&p->board) : 0;
 }

@@ -142,6 +142,7 @@ typedef struct pool {
     char *why;                  /* malloc'd */
     size_t why_size;
     uint32_t closed, terminated;
+    uint32_t fds_lost;          /* the program has closed our descriptors */
     uint64_t kill_at;           /* ns: a keeper that has not gone is killed */
     uint32_t gone;              /* keeper: 1 hung up, 2 reaped */
     uint32_t all_read;          /* the end has been told to every cell */

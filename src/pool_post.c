@@ -204,7 +204,7 @@ void pool_end_cell(pool_t *p, uint64_t index)
     e->live = 0;
     heap_free(&p->heap, &e->args);
     pool_func_release(p, e->func);
-    board_free(&p->board, region_cell(p->r, index));
+    board_free(&p->board, region_cell(p->r, index), e->position);
 }
 
 uint64_t pool_find(const pool_t *p, uint64_t ticket)

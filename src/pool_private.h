@@ -12,6 +12,8 @@
 #define POOL_SPIN_MIN (UINT64_C(2) * 1000)
 #define POOL_SPIN_MAX (UINT64_C(60) * 1000)
 
+#define POOL_FDS_LOST "the program has closed the pool's descriptors"
+
 /* pool.c. Notes how the pool ended; the reason is copied. */
 void pool_set_end(pool_t *p, enum pool_end end, const void *why, size_t size);
 /* The pool cannot go on: its keeper is killed, and so its workers. */

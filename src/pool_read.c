@@ -414,6 +414,11 @@ int pool_wait(pool_t *p, uint64_t deadline)
         int rc = sleep_until_rung(p, deadline);
         if (rc == -EINTR)
             return rc;
+        if (rc < 0) {
+            p->fds_lost = 1;
+            pool_break(p, POOL_FDS_LOST);
+            break;
+        }
         if (ready(p) || p->gone)
             break;
         if (deadline && os_now() >= deadline)

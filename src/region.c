@@ -135,6 +135,11 @@ region_t *region_new(const settings_t *set, char *error, size_t room)
     return r;
 }
 
+void region_seal(region_t *r)
+{
+    os_protect(r, REGION_SEALED);
+}
+
 void region_free(region_t *r)
 {
     os_release(r, (size_t)r->size);

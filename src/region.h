@@ -29,6 +29,7 @@
 #define LIVES_MAX 4             /* processes of one slot at a time */
 #define CELL_INLINE 64          /* bytes of arguments held by the cell */
 #define SEGMENT_CELLS 256
+#define REGION_SEALED 65536     /* bytes; a multiple of any page's size */
 #define DIRECTORY_SIZE 65536    /* segments: 16.7 million cells queued */
 
 /*
@@ -279,7 +280,10 @@ typedef struct region {
     uint32_t cpus;
     settings_t set;
 
-    alignas(64) _Atomic uint64_t head;
+    /* What is above never changes once the keeper is forked, and lies in pages
+    ** of its own, which region_seal protects: a task that scribbles over them
+    ** dies of it, and the parent's offsets stay true. */
+    alignas(REGION_SEALED) _Atomic uint64_t head;
     alignas(64) _Atomic uint64_t claim;
     alignas(64) _Atomic uint32_t closing;
     _Atomic uint32_t terminating;
@@ -305,6 +309,8 @@ typedef struct region {
 
 /* Parent, before any fork. Fills `error` (errno kept) and returns NULL. */
 region_t *region_new(const settings_t *set, char *error, size_t room);
+/* Parent, before the fork: makes the constants read-only. */
+void region_seal(region_t *r);
 void region_free(region_t *r);
 
 static inline void *region_at(const region_t *r, uint64_t offset)

@@ -430,6 +430,10 @@ static void set_traps(lua_State *T)
     lua_rawgeti(T, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
     lua_sethook(lua_tothread(T, -1), trap_close, LUA_MASKCALL, 0);
     lua_pop(T, 1);
+    /* In a task's pool the trap is there already. It must stay where it is:
+    ** collected, it would go off. */
+    if (lua_rawgetp(T, LUA_REGISTRYINDEX, &set_traps) != LUA_TNIL)
+        return;
     lua_newuserdatauv(T, 1, 0);
     lua_createtable(T, 0, 1);
     lua_pushcfunction(T, trap_finalizers);

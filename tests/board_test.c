@@ -49,7 +49,7 @@ static void test_order(void)
     uint64_t index[1000];
     for (int i = 0; i < 1000; i++)
         index[i] = post(&b, 1);
-    CHECK_EQ(board_count_queued(r), 1000);
+    CHECK_EQ(board_count_queued(&b), 1000);
     for (int i = 0; i < 1000; i++) {
         CHECK(board_queued(r));
         CHECK_EQ(board_claim(r, (uint32_t)i % 2, 7), index[i]);
@@ -62,7 +62,7 @@ static void test_order(void)
         CHECK_EQ(atomic_load(&r->slots[i % 2].intent), index[i] + 1);
     }
     CHECK_EQ(board_claim(r, 0, 7), NO_CELL);
-    CHECK_EQ(board_count_queued(r), 0);
+    CHECK_EQ(board_count_queued(&b), 0);
     board_close(&b);
     region_free(r);
 }
@@ -81,7 +81,7 @@ static void test_put_back(void)
     ** claimed. */
     board_put_back(r, region_cell(r, index[4]), 3);
     board_put_back(r, region_cell(r, index[2]), 1);
-    CHECK_EQ(board_count_queued(r), 4 * 5 + 2 + 4);
+    CHECK_EQ(board_count_queued(&b), 4 * 5 + 2 + 4);
     CHECK_EQ(board_claim(r, 1, 1), index[2]);
     CHECK_EQ(atomic_load(&region_cell(r, index[2])->first), 1);
     CHECK_EQ(board_claim(r, 1, 1), index[4]);
@@ -119,13 +119,15 @@ static void test_withdraw(void)
     CHECK_EQ(board_withdraw(region_cell(r, first)), 0);
     CHECK_EQ(board_withdraw(region_cell(r, second)), 1);
     CHECK_EQ(board_withdraw(region_cell(r, second)), 0);
-    board_free(&b, region_cell(r, second));
-    CHECK_EQ(board_count_queued(r), 1);
+    board_free(&b, region_cell(r, second),
+               region_cell(r, second)->position);
+    CHECK_EQ(board_count_queued(&b), 1);
     CHECK_EQ(board_claim(r, 0, 1), third);
     /* A put-back cell can be withdrawn like any other. */
     board_put_back(r, region_cell(r, first), 0);
     CHECK_EQ(board_withdraw(region_cell(r, first)), 1);
-    board_free(&b, region_cell(r, first));
+    board_free(&b, region_cell(r, first),
+               region_cell(r, first)->position);
     CHECK_EQ(board_claim(r, 0, 1), NO_CELL);
     board_close(&b);
     region_free(r);
@@ -150,11 +152,13 @@ static void test_full(void)
     /* One cell of a segment still in use keeps all of it. */
     for (uint64_t i = 0; i < SEGMENT_CELLS - 1; i++) {
         CHECK_EQ(board_claim(r, 0, 1), index[i]);
-        board_free(&b, region_cell(r, index[i]));
+        board_free(&b, region_cell(r, index[i]),
+               region_cell(r, index[i])->position);
     }
     CHECK_EQ(board_next(&b), NO_CELL);
     CHECK_EQ(board_withdraw(region_cell(r, index[SEGMENT_CELLS - 1])), 1);
-    board_free(&b, region_cell(r, index[SEGMENT_CELLS - 1]));
+    board_free(&b, region_cell(r, index[SEGMENT_CELLS - 1]),
+               region_cell(r, index[SEGMENT_CELLS - 1])->position);
     CHECK_EQ(board_room(&b), SEGMENT_CELLS);
     uint64_t again = post(&b, 1);
     CHECK(again < SEGMENT_CELLS);
@@ -184,7 +188,8 @@ static void test_directory_wraps(void)
         uint64_t index = post(&b, 1);
         CHECK_EQ(board_claim(r, 0, 1), index);
         CHECK_EQ(region_cell(r, index)->position, start + 1 + i);
-        board_free(&b, region_cell(r, index));
+        board_free(&b, region_cell(r, index),
+               region_cell(r, index)->position);
     }
     CHECK(b.b_segments_used <= 3);
     CHECK_EQ(region_cell(r, kept)->position, start);
@@ -289,7 +294,8 @@ static void run_race(race_t *race)
             if (!index)
                 continue;
             CHECK_EQ(region_cell(race->r, index - 1)->position, p);
-            board_free(&b, region_cell(race->r, index - 1));
+            board_free(&b, region_cell(race->r, index - 1),
+               region_cell(race->r, index - 1)->position);
             freed++;
         }
         while (checked < posted && atomic_load(&race->ran[checked]) &&
@@ -300,7 +306,7 @@ static void run_race(race_t *race)
     CHECK_EQ(atomic_load(&race->done), race->cells);
     for (uint32_t p = 0; p < race->cells; p++)
         CHECK_EQ(atomic_load(&race->ran[p]), 1);
-    CHECK_EQ(board_count_queued(race->r), 0);
+    CHECK_EQ(board_count_queued(&b), 0);
     board_close(&b);
 }
 

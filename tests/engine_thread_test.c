@@ -154,7 +154,7 @@ static void take_record(game_t *g, board_t *b, uint32_t slot,
     for (uint32_t i = 0; i < cell->items; i++)
         left += !g->told[cell->number + i];
     if (!left)
-        board_free(b, cell);
+        board_free(b, cell, cell->position);
 }
 
 /* One look at every outbox; how many records there were. */

@@ -166,4 +166,8 @@ function Handle:recycle(id) end
 ---@return table
 function Handle:stats() end
 
+--- Workers replaced so far, whatever the reason.
+---@return integer
+function Handle:replaced() end
+
 return core

@@ -13,7 +13,7 @@ local worker_side = require("procpool.worker")
 local encode, decode, now = core.encode, core.decode, core.now
 local guarded, failure = inline_task.run, inline_task.failure
 local pack, unpack = table.pack, table.unpack
-local ipairs, setmetatable, type = ipairs, setmetatable, type
+local ipairs, pairs, setmetatable, type = ipairs, pairs, setmetatable, type
 
 local Inline = {}
 local meta = { __name = "procpool.Inline", __index = Inline }
@@ -314,6 +314,14 @@ function Inline:state()
         return "broken", b[1], b[2], b[3], b[4]
     end
     return self.terminated and "terminated" or self.closed and "closed" or "running"
+end
+
+function Inline:replaced()
+    local sum = 0
+    for _, n in pairs(self.recycled) do
+        sum = sum + n
+    end
+    return sum
 end
 
 function Inline:stats()

@@ -9,7 +9,7 @@ local core = require("procpool.core")
 
 local now = core.now
 local floor, max, min = math.floor, math.max, math.min
-local ipairs, pairs, pcall, require = ipairs, pairs, pcall, require
+local ipairs, pcall, require = ipairs, pcall, require
 local concat, tointeger = table.concat, math.tointeger
 local getenv, stderr = os.getenv, io.stderr
 
@@ -153,11 +153,7 @@ function progress.terminal()
 end
 
 local function replaced(pool)
-    local sum = 0
-    for _, n in pairs(pool._handle:stats().recycled) do
-        sum = sum + n
-    end
-    return sum
+    return pool._handle:replaced()
 end
 
 -- What a line says now.
