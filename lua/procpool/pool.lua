@@ -376,8 +376,8 @@ end
 ---@field workers procpool.WorkerStats[]
 
 ---@class procpool.WorkerStats
----@field id integer
----@field pid integer
+---@field id integer            slot
+---@field pid integer?          nil: no process now
 ---@field generation integer
 ---@field state string
 ---@field tasks integer
