@@ -196,7 +196,7 @@ describe("functions", function()
         assert.equal("first", a[1])
         assert.is_nil(b)
         assert.equal("1", c)
-        local unset
+        local unset = nil -- luacheck: ignore 331
         assert.is_nil(send(function() return unset end)())
     end)
 

@@ -4,7 +4,8 @@
 **
 **   message  := count value*           count: 1 byte, or 255 and 4 bytes
 **   value    := tag ...                as the list of tags says
-**   table    := TABLE_H hint pair* end | TABLE_A size hint item* [PAIRS pair*] end
+**   table    := TABLE_H hint pair* end
+**             | TABLE_A size hint item* [PAIRS pair*] end
 **   item     := value | NIL (a hole) | INTEGERS ... | FLOATS ...
 **   pair     := value value            end := END | META value
 **   function := FUNCTION upvalues size checksum dump upvalue*

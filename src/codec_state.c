@@ -26,7 +26,7 @@ enum {
     FRAMES_KEPT = 1 << 14,
     SCRATCH_KEPT = 1 << 20,
     MODEST = 1000,
-    CHECKED = 32                /* frames the stack is made ready for at once */
+    CHECKED = 32                /* frames that the stack is readied for */
 };
 
 /* Keys of the registry; their addresses count. */
@@ -125,7 +125,7 @@ uint8_t *codec_scratch(codec_t *c, size_t size)
 {
     if (size <= c->scratch_room)
         return c->scratch;
-    size_t room = c->scratch_room * 2 > size ? c->scratch_room * 2 : size + 256;
+    size_t room = 2 * c->scratch_room + size + 256;
     uint8_t *more = realloc(c->scratch, room);
     if (more == NULL)
         return NULL;

@@ -56,7 +56,7 @@ typedef struct name {
     int kind;
     const char *first, *second;
     size_t first_size, second_size;
-    int slot;                   /* building: where the strings are, the first */
+    int slot;                   /* building: where the first string is, */
     int second_slot;            /* and the second one */
 } name_t;
 
@@ -214,18 +214,28 @@ static bool is_better(const name_t *a, const name_t *b)
     return false;
 }
 
-/* Where `size` bytes of wire form can be written, or NULL. */
-static uint8_t *wire_place(names_t *n, size_t size)
+/* gcc's analyzer loses sight of what a userdata leads to, and sees a leak. */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 10
+#pragma GCC diagnostic ignored "-Wanalyzer-malloc-leak"
+#endif
+
+/* Makes room for `size` more bytes of wire forms. */
+static bool grow_wires(names_t *n, size_t size)
 {
-    size_t used = n->wires_used, room = 2 * n->wires_room + size + 4096;
-    if (n->wires_room - used >= size)
-        return n->wires + used;
+    size_t room = 2 * n->wires_room + size + 4096;
     uint8_t *more = room > UINT32_MAX ? NULL : realloc(n->wires, room);
     if (more == NULL)
-        return NULL;
-    n->wires_room = room;
+        return false;
     n->wires = more;
-    return more + used;
+    n->wires_room = room;
+    return true;
+}
+
+static bool make_room(names_t *n, size_t wire)
+{
+    if (n->wires_room - n->wires_used < wire && !grow_wires(n, wire))
+        return false;
+    return 2 * (n->count + 1) <= n->room || grow_hash(n);
 }
 
 static void anchor(lua_State *L, int anchors, uint32_t number, int what,
@@ -241,8 +251,7 @@ static void add(lua_State *L, names_t *n, int anchors, const name_t *name,
                 bool data)
 {
     const void *key = lua_topointer(L, -1);
-    uint8_t *wire = wire_place(n, wire_room(name));
-    if (wire == NULL || (2 * (n->count + 1) > n->room && !grow_hash(n))) {
+    if (!make_room(n, wire_room(name))) {
         luaL_error(L, "not enough memory");
         return;
     }
@@ -261,7 +270,8 @@ static void add(lua_State *L, names_t *n, int anchors, const name_t *name,
     anchor(L, anchors, entry->anchor, ANCHOR_SECOND,
            name->kind == NAME_FIELD ? name->second_slot : name->slot);
     entry->at = (uint32_t)n->wires_used;
-    entry->size = (uint32_t)wire_write(wire, name) & INT32_MAX;
+    entry->size = (uint32_t)wire_write(n->wires + n->wires_used, name)
+                  & INT32_MAX;
     entry->data = data;
     n->wires_used += entry->size;
 }
