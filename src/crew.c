@@ -109,7 +109,7 @@ static void log_event(const keeper_t *k, const record_event_t *e)
         snprintf(detail, sizeof detail, " (attempt %u)", e->attempt);
     dprintf(2, "procpool %s: %.3f %s worker %u pid %d generation %u%s\n",
             k->r->set.name, (double)e->time / 1e9, event_names[e->event],
-            e->slot + 1, (int)e->pid, e->generation, detail);
+            e->slot + 1, (int)e->pid, e->generation + 1, detail);
 }
 
 void crew_event(keeper_t *k, enum event event, const life_t *l,

@@ -618,6 +618,7 @@ static int handle_chunk(lua_State *L)
     luaL_argcheck(L, i <= j && j - i < ITEMS_MAX, 6, "bad range");
     post_t post = { .items = (uint32_t)(j - i + 1), .single = 1,
                     .tag = JOB_TAG(kind_of_job(L, 2), base) };
+    post.prompt = JOB_KIND(post.tag) == JOB_IMAP;
     const char *no = refusal(&h->pool);
     if (no)
         return refuse_text(L, no, no), 3;
@@ -769,8 +770,9 @@ static int handle_fileno(lua_State *L)
 static int handle_resize(lua_State *L)
 {
     handle_t *h = handle_check(L);
-    pool_resize(&h->pool, (uint32_t)luaL_checkinteger(L, 2));
-    return 0;
+    int rc = pool_resize(&h->pool, (uint32_t)luaL_checkinteger(L, 2));
+    lua_pushboolean(L, rc == 0);
+    return 1;
 }
 
 static int handle_recycle(lua_State *L)

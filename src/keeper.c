@@ -542,7 +542,7 @@ static int wants_successor(keeper_t *k, uint32_t slot, uint64_t now,
     const settings_t *set = &k->r->set;
     const slot_t *s = &k->r->slots[slot];
     uint32_t turn = atomic_load(&s->turn);
-    if (k->seats[slot].replace == REPLACE_BEGUN)
+    if (being_replaced(k, slot))
         return 1;
     if (atomic_load(&s->order) == ORDER_WORD(turn, REASON_IDLE))
         return 0;

@@ -387,16 +387,17 @@ void pool_forget(pool_t *p)
 
 /* --- control ------------------------------------------------------------ */
 
-void pool_resize(pool_t *p, uint32_t n)
+int pool_resize(pool_t *p, uint32_t n)
 {
     if (!p->r)
-        return;
+        return 0;
     if (n > p->r->slots_max)
-        n = p->r->slots_max;
+        return -ENOSPC;
     if (n > p->slots_used)
         p->slots_used = n;
     atomic_store(&p->r->wanted, n);
     kick_keeper(p->r);
+    return 0;
 }
 
 void pool_recycle(pool_t *p, uint32_t slot)

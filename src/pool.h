@@ -53,6 +53,7 @@ typedef struct post {
     uint32_t func;              /* index; the cell takes a reference of its own */
     uint32_t items;             /* 1..ITEMS_MAX */
     uint32_t single;            /* only the first result of each is wanted */
+    uint32_t prompt;            /* each outcome is waited for, not the last */
     uint64_t tag;
     block_t args;               /* becomes the cell's; or none, then: */
     const void *small;          /* up to CELL_INLINE bytes, copied */
@@ -215,7 +216,7 @@ int pool_join(pool_t *p, uint64_t deadline);
 /* Looks whether the keeper still lives; how the pool has ended. */
 enum pool_end pool_look(pool_t *p);
 
-void pool_resize(pool_t *p, uint32_t n);
+int pool_resize(pool_t *p, uint32_t n);         /* -ENOSPC: n is too many */
 void pool_recycle(pool_t *p, uint32_t slot);    /* slots_max: all */
 /* For event loops: >= 0, or negative errno. */
 int pool_fileno(pool_t *p);

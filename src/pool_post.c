@@ -158,6 +158,7 @@ static void fill_cell(pool_t *p, cell_t *cell, const post_t *post)
     }
     cell->items = post->items;
     cell->single = post->single;
+    cell->prompt = post->prompt;
     cell->retries = post->retries;
     cell->timeout = post->timeout;
     cell->grace = post->grace;

@@ -83,6 +83,7 @@ typedef struct cell {
     _Atomic uint32_t attempt;
     _Atomic uint32_t requeues;
     uint32_t single;            /* only the first result of each is wanted */
+    uint32_t prompt;            /* the parent is told of each task at once */
 } cell_t;
 
 /*
@@ -269,21 +270,27 @@ enum bell {
 ** state, counters          keeper                 parent
 */
 typedef struct region {
-    uint64_t size;
-    uint64_t directory, segments, outboxes, complaints, heap;  /* offsets */
-    uint64_t segment_count, outbox_size, heap_size;
-    uint32_t slots_max;
-    int32_t parent_pid;
-    int32_t bell_fd;            /* eventfd that wakes the parent */
-    int32_t kick_fd;            /* eventfd that wakes the keeper */
-    int32_t crew_fd;            /* held by keeper and workers: see pool.crew */
-    uint32_t cpus;
-    settings_t set;
+    /* What never changes once the keeper is forked lies in pages of its own,
+    ** which region_seal protects: a task that scribbles over them dies of it,
+    ** and the parent's offsets stay true. */
+    union {
+        struct {
+            uint64_t size;
+            /* Offsets. */
+            uint64_t directory, segments, outboxes, complaints, heap;
+            uint64_t segment_count, outbox_size, heap_size;
+            uint32_t slots_max;
+            int32_t parent_pid;
+            int32_t bell_fd;    /* eventfd that wakes the parent */
+            int32_t kick_fd;    /* eventfd that wakes the keeper */
+            int32_t crew_fd;    /* keeper's and workers': see pool.crew */
+            uint32_t cpus;
+            settings_t set;
+        };
+        unsigned char sealed[REGION_SEALED];
+    };
 
-    /* What is above never changes once the keeper is forked, and lies in pages
-    ** of its own, which region_seal protects: a task that scribbles over them
-    ** dies of it, and the parent's offsets stay true. */
-    alignas(REGION_SEALED) _Atomic uint64_t head;
+    alignas(64) _Atomic uint64_t head;
     alignas(64) _Atomic uint64_t claim;
     alignas(64) _Atomic uint32_t closing;
     _Atomic uint32_t terminating;

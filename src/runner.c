@@ -516,6 +516,11 @@ static int start(void *context, worker_t *w, buffer_t *complaint)
     int rc = call(T, 0, 0);
     if (rc < 0)
         write_trouble(T, complaint);
+    if (rc < 0 && w->w_region->set.log) {
+        lua_rawgeti(T, TROUBLE, TEXT);
+        fprintf(stderr, "procpool %s: initializer of worker %u: %s\n",
+                w->w_region->set.name, w->w_index + 1, lua_tostring(T, -1));
+    }
     lua_settop(T, TOP);
     tidy(run, T);
     return rc;

@@ -272,7 +272,7 @@ static int next_frame(const unsigned char **at, const unsigned char *end,
 static void notify(worker_t *w, enum record_kind kind, int last)
 {
     slot_t *s = w->w_slot;
-    if (!last && kind == RECORD_VALUE) {
+    if (!last && kind == RECORD_VALUE && !w->w_cell->prompt) {
         uint64_t now = atomic_load_explicit(&s->started,
                                             memory_order_relaxed);
         if (now - w->w_notified < NOTIFY_EVERY)

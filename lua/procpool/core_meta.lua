@@ -158,6 +158,7 @@ function Handle:state() end
 function Handle:fileno() end
 
 ---@param n integer
+---@return boolean # false: there is no room for so many
 function Handle:resize(n) end
 
 ---@param id integer?

@@ -297,7 +297,9 @@ function Pool:resize(n)
     if self.processes == 0 then
         options.fail("an inline pool (processes = 0) cannot be resized")
     end
-    self._handle:resize(n)
+    if not self._handle:resize(n) then
+        options.fail(("there is no room for %d workers in the pool's memory"):format(n))
+    end
     self.processes = n
 end
 
