@@ -421,7 +421,7 @@ static void test_rest_is_taken_over(void)
     rig_t *g = rig_new(2);
     g->set.has_finalizer = 1;
     g->set.grace = 3 * OS_SECOND;
-    g->stop_ms = 2000;
+    g->stop_ms = 1000;
     g->init_ms = 0;
     rig_start(g);
     settle(g, 2);
@@ -433,6 +433,22 @@ static void test_rest_is_taken_over(void)
     rig_cell(g, jobs, 20);
     rig_finish(g, 1500);
     CHECK(check_now_ms() < begun + check_slow(500));
+    rig_close(g);
+}
+
+/* What it has done until then is told, too, though no life of its slot has
+** anything more to say. */
+static void test_leaver_tells(void)
+{
+    rig_t *g = start(2);
+    for (uint32_t leaves = 0; leaves < 6; leaves++) {
+        settle(g, 2);
+        job_t jobs[8];
+        for (uint32_t i = 0; i < 8; i++)
+            jobs[i] = (job_t){ i == leaves ? OP_RECYCLE : OP_SQUARE, 0, 3, 0 };
+        rig_cell(g, jobs, 8);
+        rig_finish(g, 1000);
+    }
     rig_close(g);
 }
 
@@ -1330,6 +1346,7 @@ int main(int argc, char **argv)
         { "size: up and down", test_resize, 0 },
         { "size: a leaver's rest is taken over at once",
           test_rest_is_taken_over, 0 },
+        { "size: a leaver tells what it has done", test_leaver_tells, 0 },
         { "size: idle workers leave, the fewest stay",
           test_idle_workers_leave, 0 },
         { "size: idle to none and back", test_idle_to_none, 0 },
