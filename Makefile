@@ -46,9 +46,9 @@ SUPPORT_OBJ = $(call object,$(SUPPORT_SRC))
 TESTS       = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
 LUA_FILES   = $(filter-out %_meta.lua,$(wildcard lua/procpool/*.lua))
 MODULE      = $(BUILD)/procpool/core.so
-CHELPER     = $(BUILD)/chelper.so
+HELPERS     = $(BUILD)/chelper.so $(BUILD)/clock.so
 
-.PHONY: all help setup install uninstall demo test ctests lint rockspec \
+.PHONY: all help setup install uninstall demo test ctests helpers lint rockspec \
         bench bench-quick asan tsan valgrind fuzz soak model faults board clean
 .SECONDARY:
 
@@ -91,10 +91,12 @@ $(BUILD)/%.o: %.c $(BUILD)/flags
 $(BUILD)/tests/%_test: $(BUILD)/tests/%_test.o $(SUPPORT_OBJ) $(ENGINE_OBJ)
 	$(CC) -o $@.$$$$ $^ $(LINK) -lm && mv -f $@.$$$$ $@
 
-ctests: $(TESTS) $(CHELPER)
+ctests: $(TESTS) helpers
 
 # What specs need of C, and only they.
-$(CHELPER): $(BUILD)/spec/support/chelper.o
+helpers: $(HELPERS)
+
+$(HELPERS): $(BUILD)/%.so: $(BUILD)/spec/support/%.o
 	$(CC) $(LIBFLAG) -o $@.$$$$ $^ $(LINK) && mv -f $@.$$$$ $@
 
 $(BUILD)/spec/support/chelper.o: INCLUDES = -I$(LUA_INCDIR)
@@ -207,12 +209,14 @@ faults:
 	@$(MAKE) --no-print-directory -s BUILD=build/faults \
 	  VARIANT=-DPROCPOOL_FAULTS all ctests
 	@BUILD=build/faults tests/faults $(ARGS)
+	@if command -v strace >/dev/null; then \
+	  $(subst $(BUILD)/?.so,build/faults/?.so,$(PATHS)) $(LUA) tests/inject; \
+	  else echo "make faults: no strace, so no failing system calls"; fi
 
 soak:
 	@tools/setup test
-	@$(MAKE) --no-print-directory -s all
-	$(call need,tests/soak,the soak test)
-	@$(PATHS) tests/soak $(or $(MINUTES),5)
+	@$(MAKE) --no-print-directory -s all helpers
+	@$(PATHS) $(LUA) tests/soak $(or $(MINUTES),5) $(SEED)
 
 model:
 	$(call need,docs/model/run,the model)

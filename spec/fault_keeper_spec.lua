@@ -285,7 +285,7 @@ describe("a keeper that cannot fork", function()
                 local user, system = stat:match("%) %a " .. ("%S+ "):rep(10) .. "(%d+) (%d+)")
                 return user + system
             end
-            _G.assert(ch.limit("nproc", 1, keeper))
+            assert(ch.limit("nproc", 1, keeper))
             ch.kill(pids[2], 9)
             local before, begun = ticks(), ch.now()
             while ch.now() < begun + 1 do
@@ -293,11 +293,11 @@ describe("a keeper that cannot fork", function()
                 ch.sleep(0.01)
             end
             print("probed", pool:state(), (ticks() - before) <= 10)
-            _G.assert(ch.limit("nproc", -1, keeper))
+            assert(ch.limit("nproc", -1, keeper))
             fault_.replaced(pool, 2, pids[2], 20)
             fault_.ready(pool)
             for _, pid in ipairs(fault_.pids(pool)) do
-                _G.assert(clean_.state(pid))
+                assert(clean_.state(pid))
             end
             print("strong")
         end, { command = as_user })

@@ -255,12 +255,10 @@ describe("a worker that is killed", function()
         local book = ledger.new(total, 2)
         open(2, { retries = 1000 })
         ready(pool)
+        local keeper = fault.keeper()
         local nemesis = fault.nemesis(0.005, function()
             -- only one that has begun a task: deaths at the start are counted
-            local pid = c.get(2 * total + math.random(2))
-            if pid > 0 and clean.state(pid) then
-                c.kill(pid, signal.SIGKILL)
-            end
+            fault.strike(keeper, c.get(2 * total + math.random(2)))
         end)
         local function work(id)
             c.set(2 * total + procpool.worker.id, procpool.worker.pid)
@@ -450,6 +448,16 @@ describe("a worker that is stopped", function()
         failure("terminated", hung)
         assert(pool:join(fault.ENDED))
         assert.is_true(clean.gone(pid))
+    end)
+
+    it("idle: queued tasks run on the other", function()
+        local pids = ready(pool)
+        c.kill(pids[1], signal.SIGSTOP)
+        for _ = 1, 20 do
+            fault.probe(pool)
+        end
+        c.kill(pids[1], signal.SIGCONT)
+        fault.probe(pool)
     end)
 
     it("with a time limit: the limit strikes once, a late continuation does nothing", function()

@@ -10,6 +10,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -403,6 +404,13 @@ static int c_scribble(lua_State *L)
     return 0;
 }
 
+/* trim(): what malloc holds but does not use goes back to the system */
+static int c_trim(lua_State *L)
+{
+    lua_pushboolean(L, malloc_trim(0));
+    return 1;
+}
+
 /* --- time --------------------------------------------------------------- */
 
 static int c_now(lua_State *L)
@@ -462,6 +470,7 @@ static const luaL_Reg functions[] = {
     { "subreaper", c_subreaper },
     { "thread", c_thread },
     { "timer", c_timer },
+    { "trim", c_trim },
     { "wait", c_wait },
     { NULL, NULL }
 };

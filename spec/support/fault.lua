@@ -145,11 +145,12 @@ function fault.stop(pid)
     chelper.wait(pid)
 end
 
---- Kills a random child of a keeper.
-function fault.kill_some(keeper)
-    local children = clean.children(keeper)
-    if children[1] then
-        chelper.kill(children[math.random(#children)], SIGKILL)
+--- A signal to a worker of that keeper; to nobody if the pid is another's by
+--- now. True if it was sent.
+function fault.strike(keeper, pid, sig)
+    local stat = pid > 0 and clean.read(("/proc/%d/stat"):format(pid))
+    if stat and tonumber(stat:match(".*%) %a (%d+)")) == keeper then
+        return chelper.kill(pid, sig or SIGKILL)
     end
 end
 

@@ -2,6 +2,13 @@
 -- a spec, with procpool and the specs' C module at hand.
 
 local chunk = assert(loadfile(arg[1], "b"))
+for i = 1, math.huge do
+    local name = debug.getupvalue(chunk, i)
+    if not name then
+        break
+    end
+    debug.setupvalue(chunk, i, name == "_ENV" and _G or _G[name])
+end
 io.stdout:setvbuf("line")
 return chunk(require("procpool"), require("chelper"), require("spec.support.clean"),
     table.unpack(arg, 2))
