@@ -99,12 +99,17 @@ row { row = "J", title = "CPU seconds of 64 idle workers in 10 s",
     case = "hold", what = "idle", unit = "s",
     args = { workers = 64, seconds = 10 },
     quick = { workers = 64, seconds = 2 }, rounds = 1, reach = 0 }
-row { row = "S", title = "memory added by 4 workers that read all of a "
-        .. "shared table and collect garbage, of the table's",
-    case = "shared", what = "share", unit = "%",
-    args = { workers = 4, mib = 1024 }, quick = { workers = 4, mib = 128 },
-    peers = { "procpool", "luaposix-pipes", "multiprocessing" }, rounds = 1,
-    reach = 10 }
+for _, full in ipairs { 0, 1 } do
+    row { row = full == 1 and "S full" or "S",
+        title = full == 1 and "the same, and ask for full collections"
+            or "memory added by 4 workers that read all of a shared table "
+            .. "and make garbage, of the table's",
+        case = "shared", what = "share", unit = "%",
+        args = { workers = 4, mib = 1024, full = full },
+        quick = { workers = 4, mib = 128, full = full },
+        peers = { "procpool", "luaposix-pipes", "multiprocessing" },
+        rounds = 1, reach = 10 }
+end
 
 -- No case may be slower than the plain pool of pipes: on one CPU, with more
 -- workers than CPUs, beside somebody who computes.

@@ -111,16 +111,15 @@ function common.objects(mib)
     return list
 end
 
---- Reads all of them, then collects garbage as a long task would.
-function common.visit(list)
+--- Reads all of them and makes as much garbage as there is of them; with
+--- `full` it also asks for full collections.
+function common.visit(list, full)
     local sum = 0
     for i = 1, #list do
-        sum = sum + list[i].score + #list[i].name
+        local waste = { list[i].score, #list[i].name }
+        sum = sum + #waste
     end
-    for _ = 1, 3 do
-        for _ = 1, 100000 do
-            sum = sum + #{ sum }
-        end
+    for _ = 1, full == 1 and 3 or 0 do
         collectgarbage()
     end
     return sum

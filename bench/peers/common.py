@@ -62,14 +62,13 @@ def objects_of(mib):
             for i in range(mib * 3700)]
 
 
-def visit(objects):
+def visit(objects, full):
     total = 0
     for one in objects:
-        total += one["score"] + len(one["name"])
-    for _ in range(3):
-        waste = [[i] for i in range(100000)]
+        waste = [one["score"], len(one["name"])]
+        total += len(waste)
+    for _ in range(3 if full else 0):
         gc.collect()
-        del waste
     return total
 
 

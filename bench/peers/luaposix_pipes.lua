@@ -378,7 +378,7 @@ function cases.shared(o)
     local list = common.objects(o.mib)
     close(common.hold(function(workers)
         local pool = new(workers, function()
-            return tostring(common.visit(list))
+            return tostring(common.visit(list, o.full))
         end)
         all(pool, function(i) return i <= workers and "1" or nil end,
             function() end, 1)

@@ -148,8 +148,8 @@ def hold_(o):
     close(hold(make, o.workers))
 
 
-def read_all(_):
-    return visit(objects)
+def read_all(full):
+    return visit(objects, full)
 
 
 def shared(o):
@@ -158,7 +158,7 @@ def shared(o):
 
     def make(workers):
         pool = multiprocessing.Pool(workers)
-        pool.map(read_all, range(workers), 1)
+        pool.map(read_all, [o.full] * workers, 1)
         return pool
     close(hold(make, o.workers))
 

@@ -12,9 +12,9 @@ local function inc(x) return x + 1 end
 local function echo(x) return x end
 local burn, visit = common.burn, common.visit
 
-local function read_all()
+local function read_all(_, full)
     local worker = require("procpool").worker
-    visit(worker.shared)
+    visit(worker.shared, full)
     return worker.id
 end
 
@@ -174,7 +174,9 @@ function cases.kill(o)
         local pid
         repeat
             for _, row in ipairs(pool:stats().workers) do
-                if row.state == "busy" and not killed[row.pid] then
+                -- Killed before its task began, the task would be run again.
+                if row.state == "busy" and not killed[row.pid]
+                    and (row.running_for or 0) > 1e-3 then
                     pid = row.pid
                 end
             end
@@ -205,8 +207,9 @@ function cases.shared(o)
     close(common.hold(function(workers)
         local pool = procpool.new(workers, { shared = list })
         local seen, all = {}, 0
+        local tasks = repeated(workers, { 0, o.full })
         repeat -- until every worker has had such a task
-            for _, id in ipairs(pool:map(read_all, numbers(workers), 1)) do
+            for _, id in ipairs(pool:starmap(read_all, tasks, 1)) do
                 all = all + (seen[id] and 0 or 1)
                 seen[id] = true
             end
