@@ -330,7 +330,7 @@ describe("as the first process of a namespace", function()
             p:line("ready")
             if way == "killed" then
                 for _, pid in ipairs(p:family()) do
-                    if clean.read(("/proc/%d/cmdline"):format(pid)):find("^lua") then
+                    if (clean.read(("/proc/%d/cmdline"):format(pid)) or ""):find("^lua") then
                         c.kill(pid, 9)
                     end
                 end
