@@ -167,16 +167,12 @@ static char state_of(pid_t pid)
     return at ? at[2] : 'X';
 }
 
-/* Continues what has been stopped for two looks in a row, below `pid`. */
-static void wake_stopped(pid_t pid, pid_t *before)
+/* Continues what is stopped, `pid` or below it. */
+static void wake_stopped(pid_t pid)
 {
     char path[64], text[4096];
-    if (state_of(pid) == 'T') {
-        if (*before == pid)
-            kill(pid, SIGCONT);
-        *before = pid;
-        return;
-    }
+    if (state_of(pid) == 'T')
+        kill(pid, SIGCONT);
     snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)pid,
              (int)pid);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -188,21 +184,21 @@ static void wake_stopped(pid_t pid, pid_t *before)
         long child = strtol(at, &end, 10);
         if (end == at)
             return;
-        wake_stopped((pid_t)child, before);
+        wake_stopped((pid_t)child);
     }
 }
 
 static void test_scenario(void)
 {
     prctl(PR_SET_CHILD_SUBREAPER, 1);
-    pid_t pid = check_fork(play, NULL), before = 0;
+    pid_t pid = check_fork(play, NULL);
     uint64_t look = check_now_ms();
     int status;
     while (waitpid(pid, &status, WNOHANG) == 0) {
         check_nap();
         if (check_now_ms() >= look) {
-            wake_stopped(pid, &before);
-            look = check_now_ms() + 40;
+            wake_stopped(pid);
+            look = check_now_ms() + 60;
         }
     }
     /* Killed by a fault of its own, or ended well. */
@@ -220,7 +216,7 @@ static void test_scenario(void)
             ;
         int n = check_children(orphans, 16);
         for (int i = 0; i < n; i++)
-            wake_stopped(orphans[i], &before);
+            wake_stopped(orphans[i]);
         if (n == 0)
             return;
         CHECK(check_now_ms() < until);
