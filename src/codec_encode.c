@@ -10,6 +10,11 @@
 ** finalizers and `__reduce` may now drop objects or change tables that are
 ** being walked.
 **
+** What has a name is looked up as of now in the full pass. The plain pass may
+** miss a module that was loaded a moment ago; but such a module has functions
+** that were never dumped, so that it ends in the full pass, or it is data, and
+** then a copy is sent.
+**
 ** Run by the parent (arguments, functions) and by workers (results, errors).
 ** Writes straight into the buffer; bytes are not read back from it, except
 ** that a tag's lowest bit is set when its object is met again.
@@ -814,32 +819,16 @@ static bool push_new_dump(encoder_t *e)
     return true;
 }
 
-/*
-** A function that has not been dumped before, on top of the stack. It may be
-** a field of a module that was loaded just now: then it is written by name.
-** CHILD: its dump has been pushed. Full pass.
-*/
-static result_t dump_or_name(encoder_t *e, const void *object)
-{
-    names_refresh(e->L, e->codec->names, false);
-    if (names_known(e->codec->names, object)) {
-        result_t r = try_name(e, false);
-        if (r != CHILD)
-            return r;
-    }
-    bool dumped = push_new_dump(e);
-    forget_strings(e);
-    return dumped ? CHILD : no_memory(e);
-}
-
 /* Stack: function, whose wire form is written and whose frame begins. */
 static result_t open_function(encoder_t *e, const void *object)
 {
     lua_State *L = e->L;
     if (!push_known_dump(L)) {
-        result_t r = e->full ? dump_or_name(e, object) : GIVE_UP;
-        if (r != CHILD)
-            return r;
+        if (!e->full)
+            return GIVE_UP;
+        if (!push_new_dump(e))
+            return no_memory(e);
+        forget_strings(e);
     }
     size_t size;
     const char *wire = lua_tolstring(L, -1, &size);
@@ -1066,6 +1055,7 @@ static int full_pass(lua_State *L)
     e->out->used = e->start;
     if (!prepare(e))
         return luaL_error(L, "not enough memory");
+    names_refresh(L, e->codec->names, false);
     uint8_t *p = make_room(e->out, 5);
     result_t r = p ? DONE : no_room(e, 5);
     if (r == DONE) {

@@ -23,7 +23,10 @@
 #include "codec_format.h"
 #include "os.h"
 
-enum { CHECK_SHARE = 32 };      /* looking takes a 32nd of the time */
+enum {
+    CHECK_SHARE = 32,           /* looking takes a 32nd of the time, ... */
+    CHECK_MOST = 100000         /* ... but is done after 0.1 ms at most */
+};
 
 typedef struct entry {
     const void *key;            /* NULL: free */
@@ -429,8 +432,8 @@ bool names_current(lua_State *L, names_t *n)
         return n->current;
     luaL_checkstack(L, 8, NULL);
     n->current = stamp_modules(L) == n->stamp;
-    uint64_t ended = os_now();
-    n->check_at = ended + (ended - begun) * CHECK_SHARE;
+    uint64_t ended = os_now(), pause = (ended - begun) * CHECK_SHARE;
+    n->check_at = ended + (pause < CHECK_MOST ? pause : CHECK_MOST);
     return n->current;
 }
 
