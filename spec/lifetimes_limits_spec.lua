@@ -191,6 +191,7 @@ describe("maxmemoryperchild", function()
             local t = {}
             for i = 1, 200 do t[i] = ("x"):rep(MIB) .. i end
             pools.nap(30)
+            return #t
         end)
         assert.equal(1, #pools.notes(log))
     end)

@@ -81,7 +81,7 @@ for _, processes in ipairs { 0, 2 } do
             local box, factor = { 1 }, 10
             local results = {}
             for i = 1, 20 do
-                box[1], factor = i, i * 10
+                box[1], factor = i, i * 10 -- luacheck: ignore 311
                 results[i] = pool:apply_async(function(b) return b[1] + factor end, { box })
             end
             box[1], factor = "gone", "gone"

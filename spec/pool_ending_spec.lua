@@ -187,11 +187,11 @@ for _, processes in ipairs { 0, 2 } do
             end
             assert.equal(5, by_return())
             assert.equal("closed", kept:state())
-            for _ = 1, 1 do
+            repeat
                 local pool <close> = procpool.new(processes)
                 kept = pool
-                break
-            end
+                if kept then break end
+            until false
             assert.equal("closed", kept:state())
         end)
 

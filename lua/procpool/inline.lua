@@ -123,8 +123,7 @@ local function run(self, job, index, code, data, timeout)
     if not life then
         return push(self, { job = job, index = index, failure = self.broken })
     end
-    local f = pack(decode(code))
-    local args = pack(decode(data))
+    local f, args = inline_task.decode(code), inline_task.decode(data)
     if not f[1] or not args[1] then
         return push(self, { job = job, index = index,
             failure = { "unserializable", f[1] and args[2] or f[2] } })
@@ -191,7 +190,7 @@ end
 
 function Inline:submit(f, args)
     local job = setmetatable({ -1 }, self.jobs)
-    local ticket, kind, text = self:call(job, f, args)
+    local ticket, kind, text = self:call(job, f, args or {})
     return ticket and job, kind, text
 end
 

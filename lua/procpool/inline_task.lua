@@ -55,6 +55,19 @@ local function without_yields(f, ...)
     return unpack(results, 1, results.n)
 end
 
+--- Decodes a message: what travels by the name of os.exit becomes the trap.
+---@return table results  of core.decode, packed
+function inline_task.decode(message)
+    local exit = os.exit
+    os.exit = trapped_exit -- luacheck: ignore 122
+    local out = pack(pcall(decode, message))
+    os.exit = exit -- luacheck: ignore 122
+    if not out[1] then
+        error(out[2], 0)
+    end
+    return pack(unpack(out, 2, out.n))
+end
+
 --- Calls f under a handler, with os.exit trapped and the time limited.
 ---@param timeout number?
 ---@return table results  of xpcall, packed
