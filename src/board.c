@@ -108,14 +108,15 @@ uint64_t board_claim(region_t *r, uint32_t slot, uint32_t generation)
     }
 }
 
-void board_lower(region_t *r, uint64_t position)
+/* The hint to the first queued cell is no further than `position`. */
+static void lower(region_t *r, uint64_t position)
 {
-    uint64_t c = atomic_load(&r->claim), lower;
+    uint64_t c = atomic_load(&r->claim), lowered;
     do {
         uint64_t at = CLAIM_POSITION(c) < position ? CLAIM_POSITION(c)
                                                    : position;
-        lower = CLAIM_WORD(CLAIM_VERSION(c) + 1, at);
-    } while (!atomic_compare_exchange_strong(&r->claim, &c, lower));
+        lowered = CLAIM_WORD(CLAIM_VERSION(c) + 1, at);
+    } while (!atomic_compare_exchange_strong(&r->claim, &c, lowered));
 }
 
 void board_put_back(region_t *r, cell_t *cell, uint32_t first)
@@ -130,7 +131,51 @@ void board_put_back(region_t *r, cell_t *cell, uint32_t first)
     /* Dying here would leave a queued cell below the hint, where nobody ever
     ** looks: the keeper lowers it for a dead owner. */
     FAULT_POINT("putback.mid");
-    board_lower(r, p);
+    lower(r, p);
+}
+
+/* The cell that a slot's worker was last about to claim, or NULL. */
+static cell_t *intended(const region_t *r, uint32_t slot)
+{
+    uint64_t index = atomic_load(&r->slots[slot].intent);
+    if (index-- == 0 || index >= r->segment_count * SEGMENT_CELLS)
+        return NULL;
+    return region_cell(r, index);
+}
+
+cell_t *board_owned(const region_t *r, uint32_t slot, uint32_t generation,
+                    uint32_t *next)
+{
+    const slot_t *s = &r->slots[slot];
+    cell_t *cell = intended(r, slot);
+    if (!cell)
+        return NULL;
+    uint64_t word = atomic_load(&cell->word), position = cell->position;
+    /* Without the position: of a cell that was scribbled over, the parent is
+    ** to hear all the same. */
+    if (CELL_STATE(word) != CELL_CLAIMED || CELL_OWNER(word) != slot ||
+        CELL_GEN(word) != (generation & 0xffff))
+        return NULL;
+    int begun = atomic_load(&s->begun) == position + 1;
+    *next = begun ? TAIL_ITEM(atomic_load(&s->tail))
+                  : atomic_load(&cell->first);
+    uint32_t items = cell->items;
+    /* All published: the parent frees it. It may even have done so, and be
+    ** filling the cell anew while we read; then the word is another. A cell
+    ** that still is this worker's with a task left cannot be freed. */
+    atomic_thread_fence(memory_order_acquire);
+    return *next < items && atomic_load(&cell->word) == word ? cell : NULL;
+}
+
+void board_mend(region_t *r, uint32_t slot)
+{
+    const cell_t *cell = intended(r, slot);
+    if (!cell)
+        return;
+    uint64_t position = cell->position;
+    /* Right whoever queued the cell. */
+    if (atomic_load(&cell->word) == CELL_WORD(CELL_QUEUED, 0, 0, position))
+        lower(r, position);
 }
 
 int board_queued(region_t *r)

@@ -26,9 +26,16 @@ uint64_t board_claim(region_t *r, uint32_t slot, uint32_t generation);
 ** queued again, at its old place in the order. */
 void board_put_back(region_t *r, cell_t *cell, uint32_t first);
 
-/* The hint to the first queued cell is no further than `position`. Done by a
-** put-back, and by the keeper for one that died half-way. */
-void board_lower(region_t *r, uint64_t position);
+/* Anyone. The cell that a life of a slot has claimed and that still has a task
+** without an outcome, and the first such; NULL: there is none. Every index is
+** checked: a task may have written anywhere. To be asked only while that life
+** has the turn: after it, the slot speaks of the next. */
+cell_t *board_owned(const region_t *r, uint32_t slot, uint32_t generation,
+                    uint32_t *next);
+
+/* Keeper, for a dead life that owned none: it may have died in putting one
+** back, between the cell's word and the hint. */
+void board_mend(region_t *r, uint32_t slot);
 
 /* Anyone: is there a cell that a worker could claim now? */
 int board_queued(region_t *r);

@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,6 +21,7 @@
 #include "fault.h"
 #include "keeper.h"
 #include "os.h"
+#include "wake.h"
 
 #define REQUEUES_MAX 2  /* deaths before a task begins, until it is lost */
 
@@ -47,8 +47,7 @@ life_t *crew_active(keeper_t *k, uint32_t slot)
 
 static uint64_t life_word(const keeper_t *k, const life_t *l)
 {
-    return atomic_load(&k->r->slots[l->slot].life[l->generation %
-                                                  LIVES_MAX]);
+    return atomic_load(region_life(k->r, l->slot, l->generation));
 }
 
 enum phase crew_phase(const keeper_t *k, const life_t *l)
@@ -204,7 +203,7 @@ int crew_start(keeper_t *k, uint32_t slot)
     l->slot = slot;
     l->generation = next_generation(k, slot);
     l->forked_at = os_now();
-    atomic_store(&k->r->slots[slot].life[l->generation % LIVES_MAX],
+    atomic_store(region_life(k->r, slot, l->generation),
                  LIFE_WORD(l->generation, REASON_NONE, PHASE_STARTING));
     region_complaint(k->r, slot, l->generation)->size = 0;
     rc = FAULT_ERRNO("keeper.fork");
@@ -310,44 +309,23 @@ static void judge_unbegun(keeper_t *k, const life_t *l, cell_t *cell,
     judge_begun(k, l, cell, v);
 }
 
-/*
-** Called for a reaped life that still had its turn. Every index is checked:
-** a crashing task may have written anywhere.
-*/
+/* Called for a reaped life that still had its turn. */
 static void judge(keeper_t *k, const life_t *l, int status)
 {
     region_t *r = k->r;
     slot_t *s = &r->slots[l->slot];
-    uint64_t index = atomic_load(&s->intent);
-    if (index-- == 0 || index >= r->segment_count * SEGMENT_CELLS)
-        return;
-    cell_t *cell = region_cell(r, index);
-    uint64_t word = atomic_load(&cell->word);
-    uint64_t position = cell->position;
-    if (word == CELL_WORD(CELL_QUEUED, 0, 0, position)) {
-        /* It may have died in putting it back, between the cell's word and
-        ** the hint. Lowering the hint is right whoever queued the cell. */
-        board_lower(r, position);
+    uint32_t next;
+    cell_t *cell = board_owned(r, l->slot, l->generation, &next);
+    if (!cell) {
+        board_mend(r, l->slot);
         return;
     }
-    if (CELL_STATE(word) != CELL_CLAIMED || CELL_OWNER(word) != l->slot ||
-        CELL_GEN(word) != (l->generation & 0xffff))
-        return;
-    int begun = atomic_load(&s->begun) == position + 1;
-    uint32_t next = begun ? TAIL_ITEM(atomic_load(&s->tail))
-                          : atomic_load(&cell->first);
-    uint32_t items = cell->items;
-    /* All published: the parent frees it. It may even have done so, and be
-    ** filling the cell anew while we read; then the word is another. A cell
-    ** that still is this worker's with a task left cannot be freed. */
-    atomic_thread_fence(memory_order_acquire);
-    if (next >= items || atomic_load(&cell->word) != word)
-        return;
+    int begun = atomic_load(&s->begun) == cell->position + 1;
     uint64_t run = atomic_load(&s->run);
     record_verdict_t v;
     memset(&v, 0, sizeof v);
-    v.cell = index;
-    v.position = position;
+    v.cell = (uint64_t)(cell - region_cell(r, 0));
+    v.position = cell->position;
     v.item = next;
     v.slot = l->slot;
     v.pid = (int32_t)l->pid;
@@ -373,23 +351,12 @@ static enum reason exit_reason(const keeper_t *k, const life_t *l,
     return REASON_CRASH;
 }
 
-/* The slot is the given life's now, should it be waiting. */
-static void pass_turn(slot_t *s, uint32_t generation)
-{
-    atomic_store(&s->turn, generation);
-    if (atomic_load(&s->waiting))
-        os_futex_wake(&s->turn, LIVES_MAX);
-}
-
 /* A dead life's traces in its slot are taken away. */
 static void clear_slot(keeper_t *k, const life_t *l)
 {
     region_t *r = k->r;
     slot_t *s = &r->slots[l->slot];
-    uint32_t me = SPINNER(l->slot);
-    atomic_compare_exchange_strong(&r->spinner, &me, 0);
-    atomic_fetch_and(&r->idle[l->slot / 64],
-                     ~(UINT64_C(1) << (l->slot % 64)));
+    wake_forget(r, l->slot);
     atomic_store(&s->bell, 0);
     atomic_store(&s->starved, 0);
     atomic_store(&s->told, atomic_load(&s->tail));
@@ -484,13 +451,8 @@ void crew_quiet(keeper_t *k)
 ** on, and announces itself again. */
 static void pass_over(keeper_t *k, const life_t *l)
 {
-    region_t *r = k->r;
-    uint32_t it = SPINNER(l->slot);
-    if (atomic_load(&r->slots[l->slot].turn) != l->generation)
-        return;
-    atomic_compare_exchange_strong(&r->spinner, &it, 0);
-    atomic_fetch_and(&r->idle[l->slot / 64],
-                     ~(UINT64_C(1) << (l->slot % 64)));
+    if (atomic_load(&k->r->slots[l->slot].turn) == l->generation)
+        wake_forget(k->r, l->slot);
 }
 
 void crew_reap(keeper_t *k)

@@ -26,23 +26,6 @@ static double seconds_since(uint64_t now, uint64_t then)
     return now > then ? (double)(now - then) / 1e9 : 0;
 }
 
-/* Does the slot's worker own a cell with a task that has no outcome yet? */
-static int is_busy(const region_t *r, uint32_t slot)
-{
-    const slot_t *s = &r->slots[slot];
-    uint64_t index = atomic_load(&s->intent);
-    uint64_t tail = atomic_load(&s->tail);
-    if (!atomic_load(&s->pid) || index-- == 0 ||
-        index >= r->segment_count * SEGMENT_CELLS)
-        return 0;
-    cell_t *cell = region_cell(r, index);
-    uint64_t word = atomic_load(&cell->word);
-    if (CELL_STATE(word) != CELL_CLAIMED || CELL_OWNER(word) != slot)
-        return 0;
-    return (uint32_t)(atomic_load(&s->begun) - 1) != (uint32_t)word ||
-           TAIL_ITEM(tail) < cell->items;
-}
-
 /* Is a process of the slot on its way, or did it leave for being idle? */
 static int is_starting(const slot_t *s)
 {
@@ -57,9 +40,12 @@ static const char *const state_names[STATES] = { "busy", "idle", "starting",
 
 static enum state state_of(const region_t *r, uint32_t slot)
 {
-    if (atomic_load(&r->slots[slot].pid))
-        return is_busy(r, slot) ? BUSY : IDLE;
-    return is_starting(&r->slots[slot]) ? STARTING : ASLEEP;
+    const slot_t *s = &r->slots[slot];
+    uint32_t next;
+    if (!atomic_load(&s->pid))
+        return is_starting(s) ? STARTING : ASLEEP;
+    return board_owned(r, slot, atomic_load(&s->generation), &next) ? BUSY
+                                                                    : IDLE;
 }
 
 /* Pushes a worker's row; what it is doing. */

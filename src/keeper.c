@@ -22,6 +22,7 @@
 #include "board.h"
 #include "fault.h"
 #include "os.h"
+#include "wake.h"
 
 #define PAUSE_MIN (10 * OS_MS)
 #define PAUSE_MAX OS_SECOND
@@ -154,8 +155,7 @@ static void give_order(keeper_t *k, const life_t *l, enum reason reason)
     if (atomic_load(&s->order) == order)
         return;
     atomic_store(&s->order, order);
-    if (atomic_exchange(&s->bell, 0))
-        os_futex_wake(&s->bell, 1);
+    wake_slot(k->r, l->slot);
 }
 
 static void ask_replace(keeper_t *k, uint32_t first, uint64_t slots)
@@ -235,25 +235,6 @@ static void stop_task(keeper_t *k, life_t *l, enum reason reason,
     kill(l->pid, STOP_SIGNAL);
 }
 
-/* The cell that a life has claimed and not ended, or NULL. */
-static cell_t *claimed_by(keeper_t *k, const life_t *l)
-{
-    region_t *r = k->r;
-    slot_t *s = &r->slots[l->slot];
-    uint64_t index = atomic_load(&s->intent);
-    if (atomic_load(&s->turn) != l->generation || index-- == 0 ||
-        index >= r->segment_count * SEGMENT_CELLS)
-        return NULL;
-    cell_t *cell = region_cell(r, index);
-    uint64_t word = atomic_load(&cell->word);
-    if (word != CELL_WORD(CELL_CLAIMED, l->slot, l->generation,
-                          cell->position))
-        return NULL;
-    int begun = atomic_load(&s->begun) == cell->position + 1;
-    return begun && TAIL_ITEM(atomic_load(&s->tail)) >= cell->items ? NULL
-                                                                    : cell;
-}
-
 /*
 ** Stops the life's task if its cell is cancelled. Returns 0 when there is none
 ** yet: the worker may have looked at `cancel` just before it was set, and be
@@ -263,7 +244,10 @@ static int stop_cancelled(keeper_t *k, life_t *l, uint64_t now)
 {
     slot_t *s = &k->r->slots[l->slot];
     uint64_t run = atomic_load(&s->run);
-    cell_t *cell = claimed_by(k, l);
+    uint32_t next;
+    if (atomic_load(&s->turn) != l->generation)
+        return 1;
+    const cell_t *cell = board_owned(k->r, l->slot, l->generation, &next);
     if (!cell || atomic_load(&cell->cancel) != CANCEL_ALL)
         return 1;
     uint64_t grace = cell->grace;
@@ -461,8 +445,7 @@ static void watch_start(keeper_t *k, life_t *l, uint64_t now, uint64_t *at)
     uint64_t failed = LIFE_WORD(l->generation, REASON_TIMELIMIT,
                                 PHASE_FAILED);
     if (atomic_compare_exchange_strong(
-            &k->r->slots[l->slot].life[l->generation % LIVES_MAX], &word,
-            failed))
+            region_life(k->r, l->slot, l->generation), &word, failed))
         crew_kill(k, l, REASON_TIMELIMIT);
 }
 
@@ -621,12 +604,9 @@ static void revive(keeper_t *k)
     region_t *r = k->r;
     for (uint32_t i = 0; i < k->count; i++) {
         uint32_t slot = k->lives[i].slot;
-        slot_t *s = &r->slots[slot];
-        if (atomic_load(&s->idle_since) &&
-            !(atomic_load(&r->idle[slot / 64]) >> (slot % 64) & 1)) {
-            atomic_store(&s->bell, 0);
-            os_futex_wake(&s->bell, 1);
-        }
+        if (atomic_load(&r->slots[slot].idle_since) &&
+            !(atomic_load(&r->idle[slot / 64]) & idle_bit(slot)))
+            wake_slot(r, slot);
     }
     if (board_queued(r))
         wake_worker(r);
@@ -640,12 +620,9 @@ static void wake_all(keeper_t *k)
 {
     while (wake_worker(k->r))
         ;
-    for (uint32_t i = 0; i < k->count; i++) {
-        slot_t *s = &k->r->slots[k->lives[i].slot];
-        /* A ring that died with its ringer may have left it at 0. */
-        atomic_store(&s->bell, 0);
-        os_futex_wake(&s->bell, 1);
-    }
+    /* A ring that died with its ringer may have left a bell at 0. */
+    for (uint32_t i = 0; i < k->count; i++)
+        wake_slot(k->r, k->lives[i].slot);
 }
 
 static void sleep_until(keeper_t *k, uint64_t at)

@@ -22,6 +22,7 @@
 #include "keeper.h"
 #include "os.h"
 #include "pool_private.h"
+#include "wake.h"
 
 #define WAIT_PIDFD ((idtype_t)3)     /* P_PIDFD, which old headers lack */
 #define KILL_AFTER (300 * OS_MS)    /* for a keeper to end when told to */
@@ -155,7 +156,7 @@ static void leave_others(const pool_t *p, const birth_t *b)
     stale_count = 0;
 }
 
-static int fork_keeper(pool_t *p, const work_t *work, birth_t *b)
+static int fork_keeper(pool_t *p, const struct work *work, birth_t *b)
 {
     sigset_t all, before;
     int rc = FAULT_ERRNO("new.fork");
@@ -216,7 +217,7 @@ static void give_back(pool_t *p)
     p->r = NULL;
 }
 
-int pool_open(pool_t *p, const settings_t *set, const work_t *work,
+int pool_open(pool_t *p, const settings_t *set, const struct work *work,
               char *error, size_t room)
 {
     birth_t b = { -1, -1, -1 };

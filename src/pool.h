@@ -16,7 +16,6 @@
 #include "heap.h"
 #include "outbox.h"
 #include "region.h"
-#include "worker.h"
 
 #pragma GCC visibility push(hidden)
 
@@ -115,6 +114,8 @@ typedef struct tally {
     uint64_t retried;
 } tally_t;
 
+struct work;    /* what the workers are to do: work_t, see worker.h */
+
 typedef struct pool {
     region_t *r;                /* NULL: over, everything is given back */
     board_t board;
@@ -154,7 +155,7 @@ typedef struct pool {
 } pool_t;
 
 /* Starts a pool's processes. 0, or a negative errno and a text. */
-int pool_open(pool_t *p, const settings_t *set, const work_t *work,
+int pool_open(pool_t *p, const settings_t *set, const struct work *work,
               char *error, size_t room);
 /* Gives everything back without waiting: terminates what still runs. */
 void pool_forget(pool_t *p);

@@ -15,6 +15,7 @@
 #include "fault.h"
 #include "os.h"
 #include "pool_private.h"
+#include "wake.h"
 
 /* --- drafts ------------------------------------------------------------- */
 

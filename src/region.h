@@ -200,7 +200,6 @@ enum phase {
 **             reads it sees the others of that life
 ** tasks, idle_since, attempt  the worker      keeper, stats; its task
 ** took        each life when it is ready      keeper: how far to start ahead
-** waiting     a life before it sleeps         who gives the turn away
 ** room        the worker                      the slot's next life
 ** memory      the worker                      nobody yet
 */
@@ -218,7 +217,6 @@ typedef struct slot {
     _Atomic uint64_t told;
     alignas(64) _Atomic uint32_t bell;
     _Atomic uint32_t turn;
-    _Atomic uint32_t waiting;   /* some life has slept on `turn` */
     _Atomic uint32_t attempt;   /* of the running task */
     _Atomic uint64_t order;
     _Atomic uint64_t stop;
@@ -328,6 +326,12 @@ static inline void *region_at(const region_t *r, uint64_t offset)
 static inline unsigned char *region_outbox(const region_t *r, uint32_t slot)
 {
     return region_at(r, r->outboxes + slot * r->outbox_size);
+}
+
+static inline _Atomic uint64_t *region_life(region_t *r, uint32_t slot,
+                                            uint32_t generation)
+{
+    return &r->slots[slot].life[generation % LIVES_MAX];
 }
 
 static inline complaint_t *region_complaint(const region_t *r, uint32_t slot,

@@ -25,9 +25,33 @@
 ** counts wake-ups, and after every reap the keeper wakes all sleepers whose
 ** bit is gone, and one more if something is queued.
 */
+#include "wake.h"
+
 #include "fault.h"
 #include "os.h"
-#include "worker.h"
+
+void wake_slot(region_t *r, uint32_t slot)
+{
+    slot_t *s = &r->slots[slot];
+    atomic_store(&s->bell, 0);
+    os_futex_wake(&s->bell, 1);
+}
+
+void wake_forget(region_t *r, uint32_t slot)
+{
+    uint32_t it = SPINNER(slot);
+    atomic_compare_exchange_strong(&r->spinner, &it, 0);
+    atomic_fetch_and(&r->idle[slot / 64], ~idle_bit(slot));
+}
+
+/* Dying between the two is harmless: after every reap of a life that gave its
+** turn away, the keeper wakes the next in any case. */
+void pass_turn(slot_t *s, uint32_t generation)
+{
+    atomic_store(&s->turn, generation);
+    FAULT_POINT("recycle.turned");
+    os_futex_wake(&s->turn, LIVES_MAX);
+}
 
 int wake_worker(region_t *r)
 {
@@ -39,13 +63,10 @@ int wake_worker(region_t *r)
         while (bits) {
             uint64_t bit = bits & -bits;
             if (atomic_fetch_and(&r->idle[i], ~bit) & bit) {
-                slot_t *s = &r->slots[i * 64 + (unsigned)
-                                               __builtin_ctzll(bit)];
                 /* Dying here leaves it asleep without its bit; the keeper
                 ** finds it so. */
                 FAULT_POINT("wake.picked");
-                atomic_store(&s->bell, 0);
-                os_futex_wake(&s->bell, 1);
+                wake_slot(r, i * 64 + (uint32_t)__builtin_ctzll(bit));
                 return 1;
             }
             bits = atomic_load(&r->idle[i]);

@@ -4,7 +4,7 @@
 **
 ** Invariants: the worker owns at most one cell, the one `intent` names; it
 ** writes to its slot and outbox only while `turn` is its generation (but for
-** its own life word, `took` and `waiting`); it holds nothing that another
+** its own life word and `took`); it holds nothing that another
 ** process waits for, so it may die at any instruction.
 */
 #define _GNU_SOURCE
@@ -20,6 +20,7 @@
 #include "board.h"
 #include "fault.h"
 #include "os.h"
+#include "wake.h"
 
 worker_t *worker_current;
 
@@ -28,14 +29,9 @@ worker_t *worker_current;
 #define NOTIFY_EVERY (200 * OS_US)  /* inside a chunk */
 #define TRIM_AFTER (2 * OS_SECOND)  /* idle, before pages are given back */
 
-static uint64_t bit_of(uint32_t slot)
-{
-    return UINT64_C(1) << (slot % 64);
-}
-
 static _Atomic uint64_t *life_of(const worker_t *w)
 {
-    return &w->w_slot->life[w->w_generation % LIVES_MAX];
+    return region_life(w->w_region, w->w_index, w->w_generation);
 }
 
 /* --- leaving ------------------------------------------------------------ */
@@ -102,7 +98,7 @@ static enum reason obeys(worker_t *w)
     region_t *r = w->w_region;
     enum reason reason = ordered(w);
     if (reason != REASON_IDLE ||
-        !(w->w_cell || (something_queued(r) && board_queued(r))))
+        !(w->w_cell || board_queued(r)))
         return reason;
     uint64_t order = ORDER_WORD(w->w_generation, REASON_IDLE);
     atomic_compare_exchange_strong(&w->w_slot->order, &order, 0);
@@ -144,7 +140,7 @@ static enum reason leaves_after_task(worker_t *w)
 static void give_turn(worker_t *w, enum reason reason)
 {
     slot_t *s = w->w_slot;
-    if (something_queued(w->w_region) && board_queued(w->w_region))
+    if (board_queued(w->w_region))
         wake_worker(w->w_region);
     uint32_t generation = w->w_generation;
     atomic_store(&s->pid, 0);
@@ -152,10 +148,7 @@ static void give_turn(worker_t *w, enum reason reason)
                           LIFE_WORD(generation, reason, PHASE_LEAVING),
                           memory_order_release);
     FAULT_POINT("recycle.mid");
-    atomic_store(&s->turn, generation + 1);
-    FAULT_POINT("recycle.turned");
-    if (atomic_load(&s->waiting))
-        os_futex_wake(&s->turn, LIVES_MAX);
+    pass_turn(s, generation + 1);
 }
 
 /* --- tasks -------------------------------------------------------------- */
@@ -456,7 +449,7 @@ static void sleep_until_rung(worker_t *w)
     _Atomic uint64_t *word = &r->idle[w->w_index / 64];
     uint64_t trim_at = trim_time(w);
     atomic_store(&s->bell, 1);
-    atomic_fetch_or(word, bit_of(w->w_index));
+    atomic_fetch_or(word, idle_bit(w->w_index));
     FAULT_POINT("idle.announced");
     while (!must_look(w) && atomic_load(&s->bell)) {
         int rc = os_futex_wait(&s->bell, 1, earlier(w->w_old, trim_at));
@@ -468,7 +461,7 @@ static void sleep_until_rung(worker_t *w)
         trim_at = 0;
     }
     FAULT_POINT("wait.woken");
-    atomic_fetch_and(word, ~bit_of(w->w_index));
+    atomic_fetch_and(word, ~idle_bit(w->w_index));
     atomic_store(&s->bell, 0);
 }
 
@@ -495,7 +488,7 @@ static void wake_next(worker_t *w)
     if (!w->w_hungry)
         return;
     w->w_hungry = 0;
-    if (something_queued(w->w_region) && board_queued(w->w_region))
+    if (board_queued(w->w_region))
         wake_worker(w->w_region);
 }
 
@@ -521,7 +514,6 @@ static int take_turn(worker_t *w)
             break;
         if ((int32_t)(turn - w->w_generation) > 0)
             return 0;
-        atomic_store(&s->waiting, 1);
         if (atomic_load(&s->turn) == turn)
             os_futex_wait(&s->turn, turn, 0);
     }

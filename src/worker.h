@@ -120,14 +120,5 @@ void worker_done(worker_t *w, enum record_kind kind);
 /* The reason why the running task is to stop, or REASON_NONE. */
 enum reason worker_stop_reason(const worker_t *w);
 
-/* Wakes one worker that sleeps or spins; 0 when none did. Anyone. */
-int wake_worker(region_t *r);
-/* Wakes the parent if it sleeps (or its event loop does). Anyone else. */
-void wake_parent(region_t *r);
-/* The same, for what is in a worker's outbox by now. */
-void tell_parent(region_t *r, slot_t *s);
-/* Makes the keeper look around. Anyone. */
-void kick_keeper(const region_t *r);
-
 #pragma GCC visibility pop
 #endif

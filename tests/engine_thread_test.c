@@ -19,6 +19,7 @@
 
 #include "../src/board.h"
 #include "../src/outbox.h"
+#include "../src/wake.h"
 #include "../src/worker.h"
 #include "support/check.h"
 #include "../src/os.h"

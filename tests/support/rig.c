@@ -508,15 +508,14 @@ static void show_slot(const region_t *r, uint32_t i)
                                           "ready", "leaving" };
     const slot_t *s = &r->slots[i];
     printf("#  slot %u: turn %u pid %d tail %llu/%llu intent %lld begun %llu "
-           "run %d item %u bell %u order %llx waiting %u lives", i,
+           "run %d item %u bell %u order %llx lives", i,
            atomic_load(&s->turn), atomic_load(&s->pid),
            (unsigned long long)TAIL_BYTES(atomic_load(&s->tail)),
            (unsigned long long)TAIL_ITEM(atomic_load(&s->tail)),
            (long long)atomic_load(&s->intent) - 1,
            (unsigned long long)atomic_load(&s->begun),
            RUN_STATE(atomic_load(&s->run)), RUN_ITEM(atomic_load(&s->run)),
-           atomic_load(&s->bell), (unsigned long long)atomic_load(&s->order),
-           atomic_load(&s->waiting));
+           atomic_load(&s->bell), (unsigned long long)atomic_load(&s->order));
     for (int k = 0; k < LIVES_MAX; k++) {
         uint64_t life = atomic_load(&s->life[k]);
         printf(" %u:%s", LIFE_GENERATION(life), phases[LIFE_PHASE(life)]);

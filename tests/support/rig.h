@@ -10,6 +10,7 @@
 
 #include "os.h"
 #include "pool.h"
+#include "worker.h"
 #include "check.h"
 
 enum { RIG_TASKS = 200000, RIG_LIVES = 100000 };
