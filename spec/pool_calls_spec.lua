@@ -78,13 +78,15 @@ for _, processes in ipairs { 0, 2 } do
         end)
 
         it("copies at submission, not later", function()
-            local box, factor = { 1 }, 10
+            local box, factor = { 1 }, nil
+            local function task(b) return b[1] + factor end
             local results = {}
             for i = 1, 20 do
-                box[1], factor = i, i * 10 -- luacheck: ignore 311
-                results[i] = pool:apply_async(function(b) return b[1] + factor end, { box })
+                box[1], factor = i, i * 10
+                results[i] = pool:apply_async(task, { box })
             end
             box[1], factor = "gone", "gone"
+            assert.equal("gone", factor)
             for i = 1, 20 do assert.equal(11 * i, results[i]:get()) end
         end)
 

@@ -123,9 +123,6 @@ end
 
 -- Do two descriptors lead to the same file, pipe or terminal?
 local function same_file(a, b)
-    if core.samefile then
-        return core.samefile(a, b)
-    end
     local ok, stat = pcall(require, "posix.sys.stat")
     if not ok then
         return false
@@ -137,15 +134,7 @@ end
 --- How to draw: "bar" with the columns, "plain" or "none".
 ---@return "bar"|"plain"|"none", integer?
 function progress.terminal()
-    local columns
-    if core.columns then
-        columns = core.columns(2)
-    else
-        local ok, unistd = pcall(require, "posix.unistd")
-        if ok and unistd.isatty(2) == 1 then
-            columns = tointeger(getenv("COLUMNS")) or 80
-        end
-    end
+    local columns = core.columns(2)
     if columns then
         return "bar", columns > 0 and columns or 80
     end
@@ -195,7 +184,7 @@ local function update(self)
     local done = job.count + job.open - job.left
     self.over = over or false
     if self.f then
-        if done ~= self.last then
+        if done ~= self.last and not job.abandoned then
             self.last = done
             self.f(done, job.count)
         end
