@@ -244,7 +244,7 @@ local function deliver(self, outcome)
     end
     if failed then
         local info = failed.info or {}
-        info.pid, info.worker = core.getpid(), 1
+        info.pid, info.worker, info.attempt = core.getpid(), 1, 1
         config.failed(job, index, failed[1], failed[2], failed[3], failed[4], info)
     elseif index and job.kind == "call" then
         for k = 2, values.n do

@@ -127,7 +127,10 @@ function inline_task.failure(raised, limit)
     if data then
         ok, copy = decode(data)
     end
-    return { "error", text_of(value), traceback, ok and copy or nil }
+    if not ok then
+        copy = nil -- the reason why not
+    end
+    return { "error", text_of(value), traceback, copy }
 end
 
 return inline_task
