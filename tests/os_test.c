@@ -334,10 +334,10 @@ static void pidfd_of_child(void *unused)
         _exit(77);
     CHECK(fd > 2 && closes_on_exec(fd));
     CHECK_EQ(os_wait_readable(&fd, 1, 1), 0);
-    CHECK_EQ(os_pidfd_kill(fd, 0, SIGKILL), 0);
+    CHECK_EQ(os_pidfd_kill(fd, child, SIGKILL), 0);
     CHECK_EQ(os_wait_readable(&fd, 1, os_now() + 5 * OS_SECOND), 1);
     check_wait(child);
-    CHECK_EQ(os_pidfd_kill(fd, 0, SIGKILL), -ESRCH);
+    CHECK_EQ(os_pidfd_kill(fd, child, SIGKILL), -ESRCH);
     close(fd);
     child = check_fork(sleep_long, NULL);
     CHECK_EQ(os_pidfd_kill(-1, child, SIGKILL), 0);
