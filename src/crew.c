@@ -132,9 +132,10 @@ void crew_event(keeper_t *k, enum event event, const life_t *l,
     if (!k->r->set.events || outbox_begin(&k->out) < 0)
         return;
     const complaint_t *c = region_complaint(k->r, l->slot, l->generation);
-    size_t extra = event == EVENT_FAILED ? (size_t)c->size : 0;
+    size_t extra = event == EVENT_FAILED ? c->size : 0;
     if (extra > sizeof c->bytes)
         extra = 0;
+    e.complaint = extra ? c->kind : COMPLAINT_NONE;
     buffer_t *b = &k->out.record;
     if (b->room < sizeof e + extra && b->grow(b, sizeof e + extra) < 0)
         return;
@@ -205,7 +206,7 @@ int crew_start(keeper_t *k, uint32_t slot)
     l->forked_at = os_now();
     atomic_store(region_life(k->r, slot, l->generation),
                  LIFE_WORD(l->generation, REASON_NONE, PHASE_STARTING));
-    region_complaint(k->r, slot, l->generation)->size = 0;
+    region_complaint(k->r, slot, l->generation)->kind = COMPLAINT_NONE;
     rc = FAULT_ERRNO("keeper.fork");
     pid_t pid = rc ? (errno = -rc, -1) : fork();
     if (pid == 0) {
@@ -224,7 +225,6 @@ int crew_start(keeper_t *k, uint32_t slot)
     l->pipe = ends[0];
     os_epoll_add_edge(k->epoll, l->pipe, (uint64_t)pid << 8 | 'w');
     add_life(k, l);
-    atomic_fetch_add_explicit(&k->r->started, 1, memory_order_relaxed);
     crew_event(k, EVENT_START, l, REASON_NONE, 0, 0);
     return 0;
 }
@@ -305,7 +305,7 @@ static void judge_unbegun(keeper_t *k, const life_t *l, cell_t *cell,
         board_put_back(k->r, cell, v->item);
         return;
     }
-    v->phase = 1;
+    v->phase = DEATH_BEFORE_TASK;
     judge_begun(k, l, cell, v);
 }
 
@@ -331,7 +331,8 @@ static void judge(keeper_t *k, const life_t *l, int status)
     v.pid = (int32_t)l->pid;
     v.signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
     v.exitcode = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
-    v.phase = l->hung_up_at && l->kill_reason == REASON_CRASH ? 2 : 0;
+    v.phase = l->hung_up_at && l->kill_reason == REASON_CRASH
+                  ? DEATH_EXECUTED : DEATH_UNDER_TASK;
     if (begun && RUN_STATE(run) != RUN_IDLE && RUN_ITEM(run) == next)
         judge_begun(k, l, cell, &v);
     else
@@ -480,9 +481,8 @@ void crew_hung_up(keeper_t *k, pid_t pid)
 
 /* --- killing ------------------------------------------------------------ */
 
-void crew_kill(keeper_t *k, life_t *l, enum reason reason)
+void crew_kill(life_t *l, enum reason reason)
 {
-    (void)k;
     if (l->kill_reason != REASON_NONE)
         return;
     l->kill_reason = reason;
@@ -518,7 +518,7 @@ void crew_kill_all(keeper_t *k)
     pid_t pids[256];
     uint64_t now = os_now(), until = now + OS_SECOND / 2;
     for (uint32_t i = 0; i < k->count; i++)
-        crew_kill(k, &k->lives[i], REASON_CLOSE);
+        crew_kill(&k->lives[i], REASON_CLOSE);
     while (reap_killed(k) && (now = os_now()) < until) {
         int count = os_children(pids, 256);
         for (int i = 0; i < count; i++)

@@ -161,19 +161,17 @@ static void describe_loss(const outcome_t *o, char *text, size_t room)
         return;
     text += n;
     room -= (size_t)n;
-    if (o->phase == 2)
+    const char *when = o->phase == DEATH_BEFORE_TASK
+                           ? "before the task began, for the third time"
+                           : "under the task";
+    if (o->phase == DEATH_EXECUTED)
         snprintf(text, room, "executed another program under the task");
     else if (o->signal)
-        snprintf(text, room, "was killed by signal %u (%s)%s%s", o->signal,
-                 strsignal((int)o->signal),
-                 o->phase ? " before the task began, for the third time"
-                          : " under the task",
-                 o->phase == 3 ? ", possibly out of memory" : "");
+        snprintf(text, room, "was killed by signal %u (%s) %s", o->signal,
+                 strsignal((int)o->signal), when);
     else
         snprintf(text, room, "exited with status %d %s",
-                 (int)(int32_t)o->exitcode,
-                 o->phase ? "before the task began, for the third time"
-                          : "under the task");
+                 (int)(int32_t)o->exitcode, when);
 }
 
 /* Pushes message, traceback and value; returns the kind. */
@@ -364,7 +362,7 @@ static void tell_event(take_t *t, const outcome_t *o)
             lua_setfield(L, -2, "signal");
         }
     } else if (e->event == EVENT_FAILED) {
-        if (e->attempt)     /* the complaint is an encoded error */
+        if (e->complaint == COMPLAINT_ENCODED)
             push_encoded(L, o->bytes, o->size);
         else {
             lua_pushlstring(L, (const char *)o->bytes, (size_t)o->size);

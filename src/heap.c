@@ -60,11 +60,10 @@ static int take_free(heap_t *h, unsigned class, uint64_t size, block_t *out)
 
 /* When the untouched end is used up: the next larger class with a block. The
 ** block keeps its own class, so that it returns to the right list. */
-static int take_larger(heap_t *h, unsigned class, uint64_t size, block_t *out)
+static int take_larger(heap_t *h, uint64_t size, block_t *out)
 {
-    while (++class < HEAP_CLASSES && size < h->h_region->heap_size) {
-        size++;
-        class = class_of(size, &size);
+    for (size++; size <= h->h_region->heap_size; size++) {
+        unsigned class = class_of(size, &size);
         if (class >= HEAP_CLASSES)
             break;
         if (take_free(h, class, size, out))
@@ -91,7 +90,7 @@ int heap_alloc(heap_t *h, uint64_t size, block_t *out)
         h->h_used += rounded;
         return 0;
     }
-    return take_larger(h, class, rounded, out) ? 0 : -ENOMEM;
+    return take_larger(h, rounded, out) ? 0 : -ENOMEM;
 }
 
 void heap_free(heap_t *h, block_t *b)

@@ -57,16 +57,15 @@ static _Noreturn void end(keeper_t *k, enum keeper_state state)
     leave(k, state);
 }
 
-/* Tells the parent why the pool is over, and ends it. encoded: 0 a text; of an
-** initializer: 1 a text, 2 an encoded error. */
+/* Tells the parent why the pool is over, and ends it. */
 _Noreturn void keeper_break(keeper_t *k, const void *bytes, size_t size,
-                            int encoded)
+                            enum broken how)
 {
     if (outbox_begin(&k->out) == 0) {
         buffer_t *b = &k->out.record;
         if (b->room >= size + 8 || b->grow(b, size + 8) == 0) {
-            uint64_t flag = (uint64_t)encoded;
-            memcpy(b->data, &flag, 8);
+            uint64_t wide = how;
+            memcpy(b->data, &wide, 8);
             memcpy(b->data + 8, bytes, size);
             b->used = size + 8;
             outbox_end(&k->out, RECORD_BROKEN);
@@ -107,39 +106,44 @@ static void note_ready(keeper_t *k)
     }
 }
 
+/* A failed start's complaint is made whole: `why` is the keeper's reason, ""
+** that the life itself has given one. */
+static void complete(complaint_t *c, const char *why)
+{
+    char exited[64];
+    int32_t code;
+    if (!*why && c->kind == COMPLAINT_ENCODED && c->size <= sizeof c->bytes)
+        return;
+    if (!*why && c->kind == COMPLAINT_EXIT) {
+        memcpy(&code, c->bytes, sizeof code);
+        snprintf(exited, sizeof exited, "initializer called os.exit(%d)",
+                 code);
+        why = exited;
+    }
+    c->kind = COMPLAINT_TEXT;
+    c->size = (uint32_t)snprintf((char *)c->bytes, sizeof c->bytes, "%s",
+                                 *why ? why : "initializer failed");
+}
+
 /* `l` is NULL when the fork itself failed. */
 void keeper_start_failed(keeper_t *k, const life_t *l, const char *why)
 {
-    complaint_t text = { .size = 0 };
-    const complaint_t *c = &text;
-    int encoded = 0;
-    if (l) {
-        complaint_t *own = region_complaint(k->r, l->slot, l->generation);
-        encoded = !*why && own->size > 4 && own->size <= sizeof own->bytes;
-        if (!encoded) {
-            char exited[64];
-            int32_t code;
-            if (!*why && own->size == sizeof code) {
-                memcpy(&code, own->bytes, sizeof code);
-                snprintf(exited, sizeof exited,
-                         "initializer called os.exit(%d)", code);
-                why = exited;
-            }
-            own->size = (uint64_t)snprintf((char *)own->bytes, 128, "%s",
-                                           *why ? why : "initializer failed");
-        }
-        c = own;
-        crew_event(k, EVENT_FAILED, l, REASON_NONE, 0, (uint32_t)encoded);
-    } else
-        text.size = (uint64_t)snprintf((char *)text.bytes,
-                                       sizeof text.bytes, "%s", why);
+    complaint_t text = { .kind = COMPLAINT_NONE };
+    complaint_t *c = l ? region_complaint(k->r, l->slot, l->generation)
+                       : &text;
+    complete(c, why);
+    if (l)
+        crew_event(k, EVENT_FAILED, l, REASON_NONE, 0, 0);
     note_ready(k);
     k->failures++;
     int hopeless = l && !k->ever_ready;
     if (k->failures >= FAILURES_MAX && !someone_ready(k))
         hopeless = 1;
     if (hopeless)
-        keeper_break(k, c->bytes, (size_t)c->size, l ? 1 + encoded : 0);
+        keeper_break(k, c->bytes, c->size,
+                     !l                             ? BROKEN_TEXT
+                     : c->kind == COMPLAINT_ENCODED ? BROKEN_ENCODED
+                                                    : BROKEN_INITIALIZER);
     k->pause = k->pause ? k->pause * 2 : PAUSE_MIN;
     if (k->pause > PAUSE_MAX)
         k->pause = PAUSE_MAX;
@@ -350,7 +354,7 @@ static void kill_task(keeper_t *k, life_t *l, uint64_t run,
     uint64_t killing = RUN_WORD(RUN_KILLING, RUN_ITEM(run), RUN_SERIAL(run));
     FAULT_POINT("timelimit.pre_cas");
     if (atomic_compare_exchange_strong(&s->run, &run, killing))
-        crew_kill(k, l, reason);
+        crew_kill(l, reason);
 }
 
 /*
@@ -446,29 +450,28 @@ static void watch_start(keeper_t *k, life_t *l, uint64_t now, uint64_t *at)
                                 PHASE_FAILED);
     if (atomic_compare_exchange_strong(
             region_life(k->r, l->slot, l->generation), &word, failed))
-        crew_kill(k, l, REASON_TIMELIMIT);
+        crew_kill(l, REASON_TIMELIMIT);
 }
 
 static void watch_finalizer(keeper_t *k, life_t *l, uint64_t now,
                             uint64_t *at)
 {
-    if (l->stop_reason != REASON_CLOSE) {
-        l->stop_reason = REASON_CLOSE;
-        l->kill_at = now + k->r->set.grace;
-    }
-    if (now >= l->kill_at)
-        crew_kill(k, l, REASON_CLOSE);
+    if (!l->leaving_since)
+        l->leaving_since = now;
+    uint64_t until = l->leaving_since + k->r->set.grace;
+    if (now >= until)
+        crew_kill(l, REASON_CLOSE);
     else
-        sooner(at, l->kill_at);
+        sooner(at, until);
 }
 
 /* A life whose pipe hung up and that does not die executes another program. */
-static void watch_pipe(keeper_t *k, life_t *l, uint64_t now, uint64_t *at)
+static void watch_pipe(life_t *l, uint64_t now, uint64_t *at)
 {
     if (!l->hung_up_at)
         return;
     if (now >= l->hung_up_at + EXEC_DELAY)
-        crew_kill(k, l, REASON_CRASH);
+        crew_kill(l, REASON_CRASH);
     else
         sooner(at, l->hung_up_at + EXEC_DELAY);
 }
@@ -477,7 +480,7 @@ static void watch_life(keeper_t *k, life_t *l, uint64_t now, uint64_t *at)
 {
     if (l->kill_reason != REASON_NONE)
         return;
-    watch_pipe(k, l, now, at);
+    watch_pipe(l, now, at);
     switch (crew_phase(k, l)) {
     case PHASE_STARTING:
         watch_start(k, l, now, at);
@@ -715,8 +718,8 @@ static int open_descriptors(keeper_t *k)
     return 0;
 }
 
-_Noreturn void keeper_main(region_t *r, const work_t *work, pid_t parent,
-                           int sock, int parent_pidfd)
+_Noreturn void keeper_main(region_t *r, const work_t *work, int sock,
+                           int parent_pidfd)
 {
     static keeper_t k;
     memset(&k, 0, sizeof k);    /* in a task's pool: another keeper's copy */
@@ -728,7 +731,6 @@ _Noreturn void keeper_main(region_t *r, const work_t *work, pid_t parent,
     k.r = r;
     k.work = work;
     k.pid = getpid();
-    k.parent = parent;
     k.sock = sock;
     k.parent_pidfd = parent_pidfd;
     k.kick = r->kick_fd;
@@ -739,7 +741,6 @@ _Noreturn void keeper_main(region_t *r, const work_t *work, pid_t parent,
     worker_prepare();
     if (work->settle)
         work->settle(work->context);
-    atomic_store(&r->keeper_pid, (int32_t)k.pid);
     atomic_store(&r->state, KEEPER_RUNNING);
     loop(&k);
 }

@@ -27,6 +27,7 @@ typedef struct life {
     uint64_t forked_at;
     uint64_t kill_at;           /* ns; 0: not decided */
     uint64_t hung_up_at;
+    uint64_t leaving_since;     /* seen in its finalizer; 0: not yet */
     uint64_t measure_at;        /* its memory, not before */
     uint32_t stop_serial;       /* the task asked to stop, if stop_reason */
     enum reason stop_reason;    /* REASON_NONE: none asked */
@@ -49,7 +50,7 @@ typedef struct keeper {
     region_t *r;
     const work_t *work;
     outbox_t out;
-    pid_t pid, parent;
+    pid_t pid;
     int epoll, children, kick, sock, parent_pidfd;
     life_t *lives;
     uint32_t count, room;
@@ -68,8 +69,8 @@ typedef struct keeper {
 
 /* Child of the parent's fork; never returns. Descriptors: this end of the
 ** socket to the parent, a pidfd of the parent or -1. */
-_Noreturn void keeper_main(region_t *r, const work_t *work, pid_t parent,
-                           int sock, int parent_pidfd);
+_Noreturn void keeper_main(region_t *r, const work_t *work, int sock,
+                           int parent_pidfd);
 
 /* crew.c */
 life_t *crew_find(keeper_t *k, uint32_t slot, uint32_t generation);
@@ -90,7 +91,7 @@ void crew_quiet(keeper_t *k);
 /* Collects every child that ended. */
 void crew_reap(keeper_t *k);
 /* SIGKILL to a life's process group; `reason` is what it will count as. */
-void crew_kill(keeper_t *k, life_t *l, enum reason reason);
+void crew_kill(life_t *l, enum reason reason);
 /* Kills and reaps everything, orphans of tasks too; in half a second at most,
 ** whatever cannot be killed. */
 void crew_kill_all(keeper_t *k);
@@ -106,7 +107,7 @@ void keeper_lull(keeper_t *k, uint32_t slot);
 /* A start failed; ends the pool if that is hopeless. */
 void keeper_start_failed(keeper_t *k, const life_t *l, const char *why);
 _Noreturn void keeper_break(keeper_t *k, const void *bytes, size_t size,
-                            int encoded);
+                            enum broken how);
 
 #pragma GCC visibility pop
 #endif

@@ -23,7 +23,6 @@
 
 #define WINDOW (UINT64_C(256) * 1024)
 #define KEEP (UINT64_C(4) * 1024 * 1024)    /* bytes never trimmed */
-#define HEADER 8
 
 #define X(id, text) text,
 const char *const event_names[EVENTS_COUNT] = { EVENTS(X) };
@@ -53,8 +52,8 @@ static uint64_t contiguous(const outbox_t *o, uint64_t position)
                                          memory_order_acquire);
     uint64_t used = (position - head) & TAIL_MASK;
     uint64_t to_end = o->o_size - offset_of(o, position);
-    /* HEADER stays free, so that a SKIP always fits. */
-    uint64_t free = used + HEADER < o->o_size ? o->o_size - HEADER - used : 0;
+    /* RECORD_HEADER stays free, so that a SKIP always fits. */
+    uint64_t free = used + RECORD_HEADER < o->o_size ? o->o_size - RECORD_HEADER - used : 0;
     return free < to_end ? free : to_end;
 }
 
@@ -66,8 +65,8 @@ static uint64_t next_lap(const outbox_t *o, uint64_t position)
 static void point_record(outbox_t *o, uint64_t start, uint64_t room)
 {
     o->o_start = start;
-    o->record.data = o->o_ring + offset_of(o, start) + HEADER + o->o_prefix;
-    o->record.room = (size_t)(room - HEADER - o->o_prefix);
+    o->record.data = o->o_ring + offset_of(o, start) + RECORD_HEADER + o->o_prefix;
+    o->record.room = (size_t)(room - RECORD_HEADER - o->o_prefix);
 }
 
 static void touch(outbox_t *o, uint64_t end)
@@ -82,7 +81,7 @@ static void touch(outbox_t *o, uint64_t end)
 static void write_skip(outbox_t *o)
 {
     uint64_t skip = header_word(RECORD_SKIP, 0);
-    memcpy(o->o_ring + offset_of(o, o->o_position), &skip, HEADER);
+    memcpy(o->o_ring + offset_of(o, o->o_position), &skip, RECORD_HEADER);
 }
 
 /*
@@ -123,9 +122,9 @@ static int find_place(outbox_t *o, uint64_t whole, uint64_t *start,
 */
 static int place(outbox_t *o, uint64_t need)
 {
-    uint64_t whole = HEADER + o->o_prefix + ((need + 7) & ~UINT64_C(7));
+    uint64_t whole = RECORD_HEADER + o->o_prefix + ((need + 7) & ~UINT64_C(7));
     uint64_t start, room;
-    if (whole + 2 * HEADER > o->o_size)
+    if (whole + 2 * RECORD_HEADER > o->o_size)
         return -EMSGSIZE;
     for (;;) {
         /* Head is read before the search, not after it:
@@ -198,12 +197,12 @@ void outbox_end(outbox_t *o, enum record_kind kind)
     uint64_t word = header_word(kind, size);
     if (o->o_prefix) {
         word = header_word(kind | RECORD_FIRST, size);
-        memcpy(at + HEADER, &o->o_cell, sizeof o->o_cell);
+        memcpy(at + RECORD_HEADER, &o->o_cell, sizeof o->o_cell);
         o->o_prefix = 0;
     }
-    memcpy(at, &word, HEADER);
+    memcpy(at, &word, RECORD_HEADER);
     FAULT_POINT("outbox.mid");
-    uint64_t whole = HEADER + ((size + 7) & ~UINT64_C(7));
+    uint64_t whole = record_whole(size);
     touch(o, offset_of(o, o->o_start) + whole);
     o->o_position = (o->o_start + whole) & TAIL_MASK;
 }
@@ -259,24 +258,23 @@ int outbox_read(const region_t *r, uint32_t slot, uint64_t *at, uint64_t end,
         if (left == 0)
             return 0;
         uint64_t offset = *at & (size - 1), word;
-        if (left < HEADER || left > size)
+        if (left < RECORD_HEADER || left > size)
             return -EPROTO;
-        memcpy(&word, ring + offset, HEADER);
-        if (word >> 56 == RECORD_SKIP) {
+        memcpy(&word, ring + offset, RECORD_HEADER);
+        if (RECORD_KIND(word) == RECORD_SKIP) {
             if (left < size - offset)
                 return -EPROTO;
             *at = (*at + size - offset) & TAIL_MASK;
             continue;
         }
-        uint64_t bytes = word & ((UINT64_C(1) << 56) - 1);
-        uint64_t whole = HEADER + ((bytes + 7) & ~UINT64_C(7));
+        uint64_t bytes = RECORD_SIZE(word), whole = record_whole(bytes);
         if (bytes > size || whole > left || offset + whole > size)
             return -EPROTO;
-        out->kind = (enum record_kind)(word >> 56 & ~RECORD_FIRST);
+        out->kind = (enum record_kind)(RECORD_KIND(word) & ~RECORD_FIRST);
         out->cell = NULL;
-        out->bytes = ring + offset + HEADER;
+        out->bytes = ring + offset + RECORD_HEADER;
         out->size = bytes;
-        if (word >> 56 & RECORD_FIRST) {
+        if (RECORD_KIND(word) & RECORD_FIRST) {
             if (bytes < sizeof *out->cell)
                 return -EPROTO;
             out->cell = (const void *)out->bytes;

@@ -28,7 +28,24 @@ enum record_kind {
     RECORD_DROPPED,     /* not begun, cancelled: all items from here on */
     RECORD_VERDICT,     /* keeper: record_verdict_t */
     RECORD_EVENT,       /* keeper: record_event_t, then a complaint */
-    RECORD_BROKEN       /* keeper: the pool is over; a complaint or a text */
+    RECORD_BROKEN       /* keeper: the pool is over; 8 bytes with an enum
+                        ** broken, then the complaint or a text */
+};
+#define RECORD_HEADER 8
+#define RECORD_KIND(word) ((word) >> 56)
+#define RECORD_SIZE(word) ((word) & ((UINT64_C(1) << 56) - 1))
+
+/* What a record with so large a payload takes up. */
+static inline uint64_t record_whole(uint64_t size)
+{
+    return RECORD_HEADER + ((size + 7) & ~UINT64_C(7));
+}
+
+/* Why a pool is over, and what its text is. */
+enum broken {
+    BROKEN_TEXT,        /* of the pool */
+    BROKEN_INITIALIZER, /* a text of an initializer */
+    BROKEN_ENCODED      /* the encoded error of one */
 };
 
 /* The first record of a worker on a cell has this before its payload, and
@@ -47,12 +64,19 @@ typedef struct record_cell {
 enum verdict { VERDICT_LOST, VERDICT_TIMELIMIT, VERDICT_MEMORY,
                VERDICT_CANCELLED };
 
+/* When a worker died. */
+enum died {
+    DEATH_UNDER_TASK,
+    DEATH_BEFORE_TASK,  /* for the third time: before it began */
+    DEATH_EXECUTED      /* it executed another program and was killed */
+};
+
 typedef struct record_verdict {
     uint64_t cell, position;
     uint32_t item, attempt;
     uint32_t slot, verdict;
     int32_t pid, signal, exitcode;  /* signal 0: exitcode counts */
-    uint32_t phase;             /* 1: died before the task began; 2: exec */
+    uint32_t phase;             /* enum died */
 } record_verdict_t;
 
 #define EVENTS(X)                                                          \
@@ -73,6 +97,7 @@ typedef struct record_event {
     uint32_t event, slot, generation, reason;
     int32_t pid, signal, exitcode;
     uint32_t attempt;
+    uint32_t complaint;         /* EVENT_FAILED: its enum complaint_kind */
 } record_event_t;
 
 /* The writer's private half. */

@@ -167,15 +167,13 @@ static int fork_keeper(pool_t *p, const struct work *work, birth_t *b)
     pid_t pid = rc < 0 ? (errno = -rc, -1) : fork();
     if (pid == 0) {
         leave_others(p, b);
-        keeper_main(p->r, work, p->owner, b->keeper_sock, b->parent_pidfd);
+        keeper_main(p->r, work, b->keeper_sock, b->parent_pidfd);
     }
     rc = pid < 0 ? -errno : 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     p->keeper = pid;
-    if (rc == 0) {
+    if (rc == 0)
         p->keeper_pidfd = os_pidfd(pid);
-        atomic_store(&p->r->keeper_pid, (int32_t)pid);
-    }
     return rc;
 }
 
@@ -231,7 +229,7 @@ int pool_open(pool_t *p, const settings_t *set, const struct work *work,
     p->r->cpus = (uint32_t)os_cpus();
     p->r->parent_pid = (int32_t)p->owner;
     p->slots_used = set->processes;
-    p->cursor = UINT32_MAX;     /* a round is yet to begin */
+    p->cursor = POOL_NEW_ROUND;
     p->spin = p->r->cpus > 1 ? POOL_SPIN_MAX : 0;
     enlist(p);
     int rc = make_descriptors(p, &b);

@@ -12,6 +12,9 @@
 #define POOL_SPIN_MIN (UINT64_C(2) * 1000)
 #define POOL_SPIN_MAX (UINT64_C(60) * 1000)
 
+/* As pool_t.cursor: a round of reading is yet to begin. */
+#define POOL_NEW_ROUND UINT32_MAX
+
 #define POOL_FDS_LOST "the program has closed the pool's descriptors"
 
 /* pool.c. Notes how the pool ended; the reason is copied. */

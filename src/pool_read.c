@@ -17,7 +17,6 @@
 #include "os.h"
 #include "pool_private.h"
 
-#define NEW_ROUND UINT32_MAX
 #define RELEASE_EVERY (UINT64_C(32) * 1024) /* bytes read */
 
 /* --- one record --------------------------------------------------------- */
@@ -134,14 +133,15 @@ static int read_verdict(pool_t *p, const record_t *rec, outcome_t *out)
 
 static void read_broken(pool_t *p, const record_t *rec)
 {
-    static const enum pool_end ends[] = { END_BROKEN, END_INITIALIZER,
-                                          END_INITIALIZER_ENCODED };
-    uint64_t flag;
-    if (rec->size < sizeof flag || p->end != END_NONE)
+    uint64_t how;
+    if (rec->size < sizeof how || p->end != END_NONE)
         return;
-    memcpy(&flag, rec->bytes, sizeof flag);
-    pool_set_end(p, ends[flag < 3 ? flag : 0], rec->bytes + sizeof flag,
-                 (size_t)(rec->size - sizeof flag));
+    memcpy(&how, rec->bytes, sizeof how);
+    enum pool_end end = how == BROKEN_INITIALIZER ? END_INITIALIZER
+                        : how == BROKEN_ENCODED   ? END_INITIALIZER_ENCODED
+                                                  : END_BROKEN;
+    pool_set_end(p, end, rec->bytes + sizeof how,
+                 (size_t)(rec->size - sizeof how));
 }
 
 static int read_keeper(pool_t *p, const record_t *rec, outcome_t *out)
@@ -274,7 +274,7 @@ int pool_read(pool_t *p, outcome_t *out)
     if (read_withdrawn(p, out))
         return 1;
     while (!p->all_read) {
-        if (p->cursor == NEW_ROUND)
+        if (p->cursor == POOL_NEW_ROUND)
             begin_round(p);
         if (read_here(p, out))
             return 1;
@@ -282,7 +282,7 @@ int pool_read(pool_t *p, outcome_t *out)
             p->cursor_end = tail_of(p, slot_of(p, p->cursor));
             continue;
         }
-        p->cursor = NEW_ROUND;
+        p->cursor = POOL_NEW_ROUND;
         if (!ended(p))
             return 0;
         if (p->last_round++ == 0)
@@ -304,10 +304,9 @@ int pool_read_more(pool_t *p, more_t *out)
         ((rd->at - rd->released) & TAIL_MASK) >= RELEASE_EVERY)
         return 0;
     memcpy(&word, ring + offset, sizeof word);
-    uint64_t size = word & ((UINT64_C(1) << 56) - 1);
-    uint64_t whole = sizeof word + ((size + 7) & ~UINT64_C(7));
+    uint64_t size = RECORD_SIZE(word), whole = record_whole(size);
     entry_t *e = pool_entry(p, rd->cell);
-    if (word >> 56 != RECORD_VALUE || size > left || whole > left ||
+    if (RECORD_KIND(word) != RECORD_VALUE || size > left || whole > left ||
         e->position != rd->position || !e->live || e->left < 2 ||
         e->cancelled || rd->item >= e->items)
         return 0;
@@ -409,6 +408,13 @@ int pool_wait(pool_t *p, uint64_t deadline)
     if (spin(p)) {
         learn(p, os_now() - since);
         return 1;
+    }
+    if (!p->spin) {
+        /* On one CPU the worker may be waiting for ours: it needs no bell if
+        ** it runs before we sleep. */
+        os_yield();
+        if (ready(p))
+            return 1;
     }
     for (;;) {
         int rc = sleep_until_rung(p, deadline);

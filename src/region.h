@@ -201,7 +201,6 @@ enum phase {
 ** tasks, idle_since, attempt  the worker      keeper, stats; its task
 ** took        each life when it is ready      keeper: how far to start ahead
 ** room        the worker                      the slot's next life
-** memory      the worker                      nobody yet
 */
 typedef struct slot {
     alignas(64) _Atomic uint64_t tail;
@@ -227,13 +226,18 @@ typedef struct slot {
     _Atomic uint32_t generation;
     _Atomic uint64_t born;      /* ns, when its turn came */
     _Atomic uint64_t took;      /* ns that the slot's last start took */
-    _Atomic uint64_t memory;    /* bytes, when last measured */
 } slot_t;
 
 /* Room for what a failing initializer has to say, per life. */
+enum complaint_kind {
+    COMPLAINT_NONE,
+    COMPLAINT_ENCODED,  /* an encoded error; by the life itself */
+    COMPLAINT_EXIT,     /* it called exit: the code, 4 bytes; the same */
+    COMPLAINT_TEXT      /* the keeper's words */
+};
 #define COMPLAINT_SIZE 16384
 typedef struct complaint {
-    uint64_t size;
+    uint32_t kind, size;
     unsigned char bytes[COMPLAINT_SIZE - 8];
 } complaint_t;
 
@@ -303,10 +307,8 @@ typedef struct region {
     _Atomic uint32_t hear;      /* keeper: lives are to kick it when ready */
     _Atomic uint32_t asleep;
     _Atomic uint32_t state;
-    _Atomic int32_t keeper_pid;
     _Atomic uint64_t recycled[REASONS_COUNT];
     _Atomic uint64_t retried;
-    _Atomic uint64_t started;   /* processes forked */
     slot_t slots[];             /* slots_max of them */
 } region_t;
 

@@ -71,8 +71,6 @@ static int memory_exceeded(worker_t *w)
     w->w_memory_known = os_private_memory(0);
     w->w_memory_anon = anon;
     w->w_memory_faults = faults;
-    atomic_store_explicit(&w->w_slot->memory, w->w_memory_known,
-                          memory_order_relaxed);
     return w->w_memory_known > w->w_memory_limit;
 }
 
@@ -648,6 +646,7 @@ static void on_exit_called(int code, void *unused)
                                           w->w_generation);
         int32_t wide = code;
         memcpy(c->bytes, &wide, sizeof wide);
+        c->kind = COMPLAINT_EXIT;
         c->size = sizeof wide;
         atomic_store(life_of(w), LIFE_WORD(w->w_generation, REASON_CRASH,
                                            PHASE_FAILED));
@@ -694,7 +693,8 @@ static int start(worker_t *w)
     buffer_t complaint = { c->bytes, 0, sizeof c->bytes, no_room };
     if (w->w_work->start(w->w_work->context, w, &complaint) == 0)
         return 0;
-    c->size = complaint.used;
+    c->kind = complaint.used ? COMPLAINT_ENCODED : COMPLAINT_NONE;
+    c->size = (uint32_t)complaint.used;
     atomic_store(life_of(w), LIFE_WORD(w->w_generation, REASON_NONE,
                                        PHASE_FAILED));
     return -1;

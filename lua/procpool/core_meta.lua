@@ -29,12 +29,6 @@ function core.list(n) end
 ---@return integer?
 function core.columns(fd) end
 
---- Do two descriptors lead to the same file, pipe or terminal?
----@param a integer
----@param b integer
----@return boolean
-function core.samefile(a, b) end
-
 --- Two integers from the system's random source.
 ---@return integer, integer
 function core.random_seed() end

@@ -10,8 +10,8 @@ local core = require("procpool.core")
 local now = core.now
 local floor, max, min = math.floor, math.max, math.min
 local ipairs, pcall, require = ipairs, pcall, require
-local concat, tointeger = table.concat, math.tointeger
-local getenv, stderr = os.getenv, io.stderr
+local concat = table.concat
+local stderr = io.stderr
 
 local progress = {}
 
