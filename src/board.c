@@ -214,8 +214,8 @@ int board_open(board_t *b, region_t *r)
 {
     memset(b, 0, sizeof *b);
     b->b_region = r;
-    b->b_free = malloc(r->segment_count * sizeof *b->b_free);
-    b->b_live = calloc(DIRECTORY_SIZE, sizeof *b->b_live);
+    b->b_free = os_zeroed(r->segment_count * sizeof *b->b_free);
+    b->b_live = os_zeroed(DIRECTORY_SIZE * sizeof *b->b_live);
     if (b->b_free && b->b_live)
         return 0;
     board_close(b);
@@ -224,8 +224,10 @@ int board_open(board_t *b, region_t *r)
 
 void board_close(board_t *b)
 {
-    free(b->b_free);
-    free(b->b_live);
+    if (b->b_free)
+        os_release(b->b_free, b->b_region->segment_count * sizeof *b->b_free);
+    if (b->b_live)
+        os_release(b->b_live, DIRECTORY_SIZE * sizeof *b->b_live);
     b->b_free = b->b_live = NULL;
 }
 

@@ -141,7 +141,12 @@ int handle_open(lua_State *L)
     make_tables(L);
     runner_open(&h->runner, L, 1);
     /* What is garbage now must be finalized here, not in every worker. */
-    lua_gc(L, LUA_GCCOLLECT);
+    lua_getfield(L, 1, "share");
+    if (lua_toboolean(L, -1))
+        runner_age(L);
+    else
+        lua_gc(L, LUA_GCCOLLECT);
+    lua_pop(L, 1);
     int rc = pool_open(&h->pool, &set, &h->runner.work, error, sizeof error);
     runner_release(&h->runner, L);
     if (rc < 0)
@@ -453,6 +458,8 @@ static int64_t post_draft(lua_State *L, handle_t *h, draft_t *d, post_t *post,
 static int push_args(lua_State *L, int index)
 {
     lua_Integer n;
+    if (lua_isnil(L, index))
+        return 0;
     lua_pushliteral(L, "n");
     if (lua_rawget(L, index) == LUA_TNIL)
         n = luaL_len(L, index);

@@ -175,6 +175,13 @@ void *os_reserve(size_t size)
     return p;
 }
 
+void *os_zeroed(size_t size)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
 void os_release(void *address, size_t size)
 {
     munmap(address, size);
@@ -403,6 +410,18 @@ void os_close_others(const int *keep, int count)
 
 /* --- processes ---------------------------------------------------------- */
 
+void os_yield(void)
+{
+    sched_yield();
+}
+
+void os_batch(void)
+{
+    struct sched_param none;
+    memset(&none, 0, sizeof none);
+    sched_setscheduler(0, SCHED_BATCH | SCHED_RESET_ON_FORK, &none);
+}
+
 static pid_t own_pid;
 
 static void forget_pid(void)
@@ -431,10 +450,13 @@ int os_pidfd(pid_t pid)
 
 int os_pidfd_kill(int pidfd, pid_t pid, int sig)
 {
-    long rc = pidfd >= 0
-                  ? syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0)
-                  : -1;
-    if (rc < 0)     /* too old a kernel, or the program has closed it */
+    long rc = -1;
+    errno = ENOSYS;
+    if (pidfd >= 0)
+        rc = syscall(SYS_pidfd_send_signal, pidfd, sig, NULL, 0);
+    /* Too old a kernel, or the program has closed the descriptor. Not when the
+    ** process is known to be over: its number may be another's by now. */
+    if (rc < 0 && errno != ESRCH)
         rc = kill(pid, sig);
     return rc < 0 ? -errno : 0;
 }

@@ -35,6 +35,7 @@ static inline void os_relax(void)
 /* Memory that all processes of a pool share. */
 void *os_reserve(size_t size);          /* NULL with errno set */
 void os_release(void *address, size_t size);
+void *os_zeroed(size_t size);   /* private, untouched pages; os_release */
 void os_protect(void *address, size_t size);     /* read-only from now on */
 void os_give_back(void *address, size_t size);   /* pages read as zero then */
 uint64_t os_page_size(void);
@@ -63,6 +64,8 @@ void os_close(int *fd);
 void os_close_others(const int *keep, int count);
 
 /* Processes. */
+void os_yield(void);                    /* let others on this CPU run */
+void os_batch(void);    /* waking this process preempts nobody; not inherited */
 pid_t os_pid(void);                     /* getpid without the system call */
 int os_pidfd(pid_t pid);                /* -ENOSYS on an old kernel */
 int os_pidfd_kill(int pidfd, pid_t pid, int signal);

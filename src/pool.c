@@ -132,8 +132,10 @@ static int make_tables(pool_t *p)
 {
     region_t *r = p->r;
     heap_open(&p->heap, r);
-    p->readers = calloc(r->slots_max + 1, sizeof *p->readers);
-    p->entries = calloc(r->segment_count, sizeof *p->entries);
+    /* Large and mostly never touched: pages of their own, since malloc would
+    ** clear what it has had before. */
+    p->readers = os_zeroed((r->slots_max + 1) * sizeof *p->readers);
+    p->entries = os_zeroed(r->segment_count * sizeof *p->entries);
     p->funcs = calloc(16, sizeof *p->funcs);
     p->funcs_room = 16;
     p->funcs_count = 1;
@@ -198,12 +200,14 @@ static void give_back(pool_t *p)
     p->last = *pool_tally(p);
     strike_off(p);
     close_descriptors(p);
-    board_close(&p->board);
     heap_close(&p->heap);
-    for (uint64_t i = 0; p->entries && i < p->r->segment_count; i++)
+    for (uint64_t i = 0; p->entries && i < p->board.b_segments_used; i++)
         free(p->entries[i]);
-    free(p->entries);
-    free(p->readers);
+    if (p->entries)
+        os_release(p->entries, p->r->segment_count * sizeof *p->entries);
+    if (p->readers)
+        os_release(p->readers, (p->r->slots_max + 1) * sizeof *p->readers);
+    board_close(&p->board);
     free(p->funcs);
     free(p->withdrawn);
     p->entries = NULL;

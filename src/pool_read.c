@@ -409,6 +409,13 @@ int pool_wait(pool_t *p, uint64_t deadline)
         learn(p, os_now() - since);
         return 1;
     }
+    if (!p->spin) {
+        /* On one CPU the worker may be waiting for ours: it needs no bell if
+        ** it runs before we sleep. */
+        os_yield();
+        if (ready(p))
+            return 1;
+    }
     for (;;) {
         int rc = sleep_until_rung(p, deadline);
         if (rc == -EINTR)

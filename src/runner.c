@@ -398,7 +398,31 @@ static void interrupt(void *context)
     interrupt_arm(run->T, stop_hook);
 }
 
-/* --- a worker's life ---------------------------------------------------- */
+/* --- the snapshot, and a worker's life ---------------------------------- */
+
+#define LARGE_HEAP (16 * 1024)  /* KiB */
+
+static char open_worker_key;    /* registry: the table that tasks see */
+
+static int refuse_growth(buffer_t *b, size_t need)
+{
+    (void)b;
+    (void)need;
+    return -1;
+}
+
+void runner_age(lua_State *L)
+{
+    /* The young generation is a share of the whole heap, 20 % by default:
+    ** behind a large heap that is too much garbage for each process. 8 MiB
+    ** will do. */
+    int heap = lua_gc(L, LUA_GCCOUNT) + 1;
+    int minor = 100 * 8 * 1024 / heap;
+    lua_gc(L, LUA_GCGEN, minor > 20 ? 20 : minor < 1 ? 1 : minor, 0);
+    /* Lua 5.4's switch sets no debt: without this step the first collection
+    ** would come when the heap has doubled, and be a full one. */
+    lua_gc(L, LUA_GCSTEP, 0);
+}
 
 /* os.exit in a worker: never closes the state, which would run finalizers
 ** and `__close` of what belongs to the parent. */
@@ -442,13 +466,77 @@ static void set_traps(lua_State *T)
     lua_rawsetp(T, LUA_REGISTRYINDEX, &set_traps);
 }
 
-static int replace_exit(lua_State *L)
+/* KiB that the heap had when it was inherited. */
+static int inherited;
+
+/*
+** collectgarbage in a worker. A full collection writes into all that was
+** inherited, which is a copy of it; so as long as that is large, and the
+** worker has less of its own, "collect" collects what is young, twice.
+** Upvalue: the original.
+*/
+static int collect_worker(lua_State *L)
+{
+    const char *what = luaL_optstring(L, 1, "collect");
+    int own = lua_gc(L, LUA_GCCOUNT) - inherited;
+    if (strcmp(what, "collect") == 0 && inherited > LARGE_HEAP &&
+        own < inherited) {
+        lua_gc(L, LUA_GCSTEP, 0);
+        lua_gc(L, LUA_GCSTEP, 0);
+        lua_pushinteger(L, 0);
+        return 1;
+    }
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_call(L, lua_gettop(L) - 1, LUA_MULTRET);
+    return lua_gettop(L);
+}
+
+static int replace_functions(lua_State *L)
 {
     lua_getglobal(L, LUA_OSLIBNAME);
     if (lua_istable(L, -1)) {
         lua_pushcfunction(L, exit_worker);
         lua_setfield(L, -2, "exit");
     }
+    if (lua_getglobal(L, "collectgarbage") == LUA_TFUNCTION) {
+        lua_pushcclosure(L, collect_worker, 1);
+        lua_setglobal(L, "collectgarbage");
+    }
+    return 0;
+}
+
+/* Makes the C stack of calls a few deep, so that lives need not. */
+static int go_deep(lua_State *L)
+{
+    int depth = (int)lua_tointeger(L, 1);
+    if (depth) {
+        lua_pushcfunction(L, go_deep);
+        lua_pushinteger(L, depth - 1);
+        lua_call(L, 1, 0);
+    }
+    return 0;
+}
+
+/*
+** Whatever every life would have to make before its first task is made here
+** once: a page that a life writes to is a fault and a copy, and those are what
+** a short life costs. The codec and the index of names come into being with
+** their first message.
+*/
+static int warm_up(lua_State *L)
+{
+    unsigned char small[512];
+    buffer_t b = { small, 0, sizeof small, refuse_growth };
+    lua_pushcfunction(L, go_deep);
+    lua_pushinteger(L, 8);
+    lua_call(L, 1, 0);
+    if (luaL_loadstring(L, "return ...") == LUA_OK &&
+        codec_encode(L, lua_gettop(L), 1, "function", &b) == 0)
+        codec_decode(L, b.data, b.used);
+    lua_settop(L, 0);
+    lua_createtable(L, 0, 8);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &open_worker_key);
     return 0;
 }
 
@@ -482,19 +570,25 @@ static void settle(void *context)
     lua_pushcfunction(run->T, furnish);
     if (lua_pcall(run->T, 0, LUA_MULTRET, 0) != LUA_OK)
         abort();
-    lua_pushcfunction(run->T, replace_exit);
+    lua_pushcfunction(run->T, replace_functions);
     if (lua_pcall(run->T, 0, 0, 0) != LUA_OK)
         lua_pop(run->T, 1);
+    interrupt_watch(run->T);
+    lua_pushcfunction(run->T, warm_up);
+    if (lua_pcall(run->T, 0, 0, 0) != LUA_OK)
+        lua_pop(run->T, 1);
+    set_traps(run->T);
     lua_gc(run->L, LUA_GCRESTART);
-    lua_gc(run->L, LUA_GCGEN, 0, 0);
+    runner_age(run->L);
+    inherited = lua_gc(run->L, LUA_GCCOUNT);
 }
 
 static int open_worker(lua_State *T)
 {
     const worker_t *w = self->w;
-    set_traps(T);
     lua_rawgeti(T, LUA_REGISTRYINDEX, self->start);
-    lua_createtable(T, 0, 6);
+    if (lua_rawgetp(T, LUA_REGISTRYINDEX, &open_worker_key) != LUA_TTABLE)
+        return luaL_error(T, "not enough memory");
     lua_pushinteger(T, w->w_index + 1);
     lua_setfield(T, -2, "id");
     lua_pushinteger(T, w->w_pid);
@@ -511,7 +605,6 @@ static int start(void *context, worker_t *w, buffer_t *complaint)
     lua_State *T = run->T;
     run->w = w;
     run->stage = LOADING;
-    interrupt_watch(T);
     lua_pushcfunction(T, open_worker);
     int rc = call(T, 0, 0);
     if (rc < 0)

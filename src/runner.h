@@ -39,6 +39,15 @@ typedef struct runner {
 /* Parent. Takes the functions start, stop, after, reseed, newerror of the
 ** table at `config`. */
 void runner_open(runner_t *run, lua_State *L, int config);
+/*
+** Makes the collector generational, with everything that is there now old; a
+** full collection. Lua's collector writes into every object it visits, so a
+** process that collects ends up with a copy of all it has inherited; a
+** generational one leaves old objects alone. The switch itself visits all, so
+** it is made once: in the keeper, or, for a pool with `shared`, in the parent,
+** which then has no copy of its own either.
+*/
+void runner_age(lua_State *L);
 /* Parent, after the fork: it needs none of them. */
 void runner_release(runner_t *run, lua_State *L);
 

@@ -89,7 +89,7 @@ function Handle:class(class) end
 
 --- call of a new job, without options.
 ---@param f function
----@param args table
+---@param args table?
 ---@return table? job
 ---@return string? kind  also "full"
 ---@return string? text

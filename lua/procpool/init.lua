@@ -60,7 +60,7 @@ local function config_for(opts, state)
         maxmemory = opts.maxmemoryperchild, jitter = opts.recyclejitter or 0.0,
         idletimeout = opts.idletimeout, inittimeout = opts.inittimeout,
         timeout = opts.timeout, grace = opts.grace or 1.0,
-        retries = opts.retries or 0, seed = opts.seed,
+        retries = opts.retries or 0, seed = opts.seed, share = opts.shared ~= nil,
         name = opts.name or "pool", log = log, events = events,
         start = start, stop = stop, after = after, reseed = reseed,
         newerror = errors.new,

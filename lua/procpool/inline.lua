@@ -46,9 +46,9 @@ local function leave(self, reason)
         return
     end
     if self.config.stop then
-        worker_side.expose(life)
+        local before = worker_side.expose(life)
         guarded(nil, self.config.stop)
-        worker_side.expose(nil)
+        worker_side.expose(before)
     end
     if reason ~= "close" then
         self.recycled[reason] = (self.recycled[reason] or 0) + 1
@@ -73,8 +73,9 @@ local function living(self)
         life.recycle = function() life.asked = true end
         self.generation = generation
         emit(self, "worker_start")
+        local before = worker_side.expose(nil)
         local out, limit = guarded(self.config.inittimeout, self.config.start, life)
-        worker_side.expose(nil)
+        worker_side.expose(before)
         if out[1] then
             self.life, self.failures = life, 0
             emit(self, "worker_ready")
@@ -94,9 +95,9 @@ end
 -- After a task: does the worker stay?
 local function consider_leaving(self, life)
     local config = self.config
-    worker_side.expose(life)
+    local before = worker_side.expose(life)
     local told = config.after and config.after()
-    worker_side.expose(nil)
+    worker_side.expose(before)
     if config.maxtasks and life.tasks >= config.maxtasks then
         leave(self, "tasks")
     elseif config.maxage and now() - life.born >= config.maxage then
@@ -128,7 +129,7 @@ local function run(self, job, index, code, data, timeout)
         return push(self, { job = job, index = index,
             failure = { "unserializable", f[1] and args[2] or f[2] } })
     end
-    worker_side.expose(life)
+    local before = worker_side.expose(life)
     if self.config.seed then
         self.config.reseed(number)
     end
@@ -136,7 +137,7 @@ local function run(self, job, index, code, data, timeout)
     local out, limit = guarded(timeout or self.config.timeout, f[2],
         unpack(args, 2, args.n))
     self.busy = false
-    worker_side.expose(nil)
+    worker_side.expose(before)
     life.tasks = life.tasks + 1
     local outcome = { job = job, index = index }
     if out[1] then

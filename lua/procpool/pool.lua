@@ -118,7 +118,6 @@ end
 -- Waits for the result of a call that nobody else sees.
 local function finish(self, job)
     local state, handle = self._intake, self._handle
-    take(state)
     while job[1] < 0 do
         if job.failure then
             error(job.failure, 0)
@@ -135,8 +134,8 @@ end
 ---@param opts procpool.TaskOptions?
 ---@return any ...     all that f returned
 function Pool:apply(f, args, opts)
-    if opts == nil and type(args) == "table" and f == self._usual
-        and args.n == nil and getpid() == self._owner then
+    if opts == nil and f == self._usual and getpid() == self._owner
+        and (args == nil or type(args) == "table" and args.n == nil) then
         local job = self._handle:submit(f, args)
         if job then
             return finish(self, job)
@@ -171,8 +170,8 @@ end
 ---@param opts procpool.AsyncOptions?
 ---@return procpool.AsyncResult
 function Pool:apply_async(f, args, opts)
-    if opts == nil and type(args) == "table" and f == self._usual
-        and args.n == nil and getpid() == self._owner then
+    if opts == nil and f == self._usual and getpid() == self._owner
+        and (args == nil or type(args) == "table" and args.n == nil) then
         local job = self._handle:submit(f, args)
         if job then
             return job

@@ -200,6 +200,16 @@ function result.class(pool)
     for name, method in pairs(AsyncResult) do
         index[name] = method
     end
+    -- The commonest way to ask first.
+    index.get = function(self, timeout)
+        local n = self[1]
+        if timeout ~= nil or n < 0 then
+            return AsyncResult.get(self, timeout)
+        elseif n == 1 then
+            return self[2]
+        end
+        return unpack(self, 2, n + 1)
+    end
     return { __name = NAME, __index = index, __reduce = refuse_to_travel,
         __tostring = meta.__tostring }
 end
