@@ -151,7 +151,8 @@ local function difference(before)
         note("%d mappings, %d before", now.maps, before.maps)
     end
     for name in pairs(now.shm) do
-        if not before.shm[name] then
+        -- Semaphores there are other programs': nothing here makes any.
+        if not before.shm[name] and not name:find("^sem%.") then
             note("/dev/shm/%s", name)
         end
     end
