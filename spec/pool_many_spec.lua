@@ -109,6 +109,16 @@ describe("a pool inside a task", function()
         end
     end)
 
+    it("with processes = 0 leaves its worker as it is", function()
+        local pool <close> = procpool.new(1)
+        pool:apply(function() require("procpool").worker.state.kept = "kept" end)
+        assert.equal("kept", pool:apply(function()
+            local inner <close> = require("procpool").new(0, { finalizer = function() end })
+            inner:apply(function() assert(not require("procpool").worker.state.kept) end)
+            return require("procpool").worker.state.kept
+        end))
+    end)
+
     it("does not use its worker's own pool", function()
         local pool = procpool.new(1, { shared = {} })
         local box = {}

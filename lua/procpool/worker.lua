@@ -6,7 +6,8 @@
 
 local core = require("procpool.core")
 
-local pcall, rawset, setmetatable, tostring = pcall, rawset, setmetatable, tostring
+local pcall, rawget, rawset = pcall, rawget, rawset
+local setmetatable, tostring = setmetatable, tostring
 local randomseed, unpack = math.randomseed, table.unpack
 local stderr = io.stderr
 
@@ -44,10 +45,13 @@ function worker.install(procpool)
     module = procpool
 end
 
---- Sets procpool.worker; nil outside of tasks.
+--- Sets procpool.worker, nil outside of tasks, and returns what it was.
 ---@param w procpool.Worker?
+---@return procpool.Worker?
 function worker.expose(w)
+    local before = rawget(module, "worker")
     rawset(module, "worker", w)
+    return before
 end
 
 --- The functions of a config that run in the worker: start(worker), stop(),
