@@ -46,11 +46,11 @@ function fault.failure(kind, result)
     return fault.fails(kind, result.get, result, fault.HANG)
 end
 
---- The pids of the workers that have their turn, by slot.
+--- The pids of the workers that have their turn, by slot; 0: none just now.
 function fault.pids(pool)
     local list = {}
     for _, row in ipairs(pool:stats().workers) do
-        list[row.id] = row.pid
+        list[row.id] = row.pid or 0
     end
     return list
 end
