@@ -1,0 +1,57 @@
+-- What a task takes, counted: system calls and instructions, which must not
+-- grow by more than a tenth over bench/counts.json. See bench/lib/counts.lua.
+-- limit: 300 s
+
+local describe, it, pending = describe, it, pending
+local assert = assert -- busted's
+local _ENV = _G -- luacheck: ignore 211
+
+package.path = "./?.lua;" .. package.path
+local cjson = require("cjson")
+local counts = require("bench.lib.counts")
+
+local function known_figures()
+    local file = assert(io.open(counts.file))
+    local known = cjson.decode(file:read("a"))
+    file:close()
+    return known
+end
+
+describe("counts per task", function()
+    local known = known_figures()
+
+    it("do not grow", function()
+        local lacks = counts.lacks()
+        if not lacks and known.setting ~= counts.setting() then
+            lacks = "the figures are of " .. known.setting .. ", here is "
+                .. counts.setting() .. " (bench/count compares all the same)"
+        end
+        if lacks then
+            pending(lacks)
+            return
+        end
+        local found = counts.take()
+        local grown = counts.grown(found, known)
+        if grown[1] then -- once more: the machine may have been busy
+            grown = counts.grown(counts.take(), known)
+        end
+        assert.are.equal("", table.concat(grown, "\n"))
+    end)
+
+    it("are compared with a tenth of room", function()
+        local found = {}
+        for _, one in ipairs(counts.work) do
+            found[one[1]] = {}
+            for _, column in ipairs(counts.columns) do
+                found[one[1]][column] = known[one[1]][column]
+            end
+        end
+        assert.are.same({}, counts.grown(found, known))
+        local column = "parent's instructions"
+        found.apply[column] = known.apply[column] * 1.09
+        assert.are.same({}, counts.grown(found, known))
+        found.apply[column] = known.apply[column] * 1.11
+        assert.are.equal(1, #counts.grown(found, known))
+        assert.is_truthy(counts.grown(found, known)[1]:find(column, 1, true))
+    end)
+end)
