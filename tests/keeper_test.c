@@ -816,6 +816,27 @@ static void test_sigterm(void)
     rig_close(g);
 }
 
+/* A life that waits for its turn is told to go; the slot's worker, asleep, must
+** still hear what is ordered after that. */
+static void test_sigterm_of_successor(void)
+{
+    rig_t *g = rig_new(2);
+    g->set.maxtasks = 5;
+    rig_start(g);
+    RIG_SOON(g, g->events[EVENT_READY] == 4, 5000);
+    settle(g, 2);
+    const ledger_t *l = g->ledger;
+    for (uint32_t i = 1; i <= 4; i++)
+        if (l->life[i].slot == 1 && l->life[i].pid != rig_pid(g, 1))
+            kill(l->life[i].pid, SIGTERM);
+    for (int i = 0; i < 250; i++)
+        check_nap();
+    pool_resize(&g->pool, 1);
+    RIG_SOON(g, rig_ready(g) == 1, 2000);
+    rig_probe(g);
+    rig_close(g);
+}
+
 static void test_sigstop(void)
 {
     rig_t *g = start(2);
@@ -1372,6 +1393,8 @@ int main(int argc, char **argv)
         { "death: storm", test_storm, 60 },
         { "death: 64 workers leave at once", test_many_leave_at_once, 60 },
         { "death: SIGTERM is a request", test_sigterm, 0 },
+        { "death: SIGTERM of a waiting successor", test_sigterm_of_successor,
+          0 },
         { "death: SIGSTOP", test_sigstop, 0 },
         { "death: SIGSTOP under a time limit", test_sigstop_with_limit, 0 },
         { "death: exec", test_exec, 0 },
