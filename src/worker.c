@@ -739,6 +739,7 @@ _Noreturn void worker_main(region_t *r, uint32_t slot, uint32_t generation,
     worker_open(&self, r, slot, generation, work);
     worker_current = &self;
     set_title(&self);
+    os_batch();  /* a parent that queues much is not preempted by each wake */
     unblock_signals();
     os_volunteer_for_oom();
     if (start(&self) < 0) {
