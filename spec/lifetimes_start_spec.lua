@@ -296,7 +296,10 @@ describe("the initializer in real workers", function()
             end
         end
         pools.finish(pool)
-        assert.equal(8, #pools.notes(log))
+        -- Three good ones and five bad; the worker's successor, started with
+        -- it, may be one more that had begun when the fifth failed.
+        local begun = #pools.notes(log)
+        assert.is_true(begun == 8 or begun == 9, begun .. " initializers")
     end)
 
     it("that fails while another worker is ready never breaks the pool", function()
