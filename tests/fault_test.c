@@ -149,7 +149,7 @@ static void test_put_back_dies(void)
 /* The turn has been given, the next life not woken. */
 static void test_turn_giver_dies(void)
 {
-    static const char *const rules[] = { "recycle.turned:kill:1..20",
+    static const char *const rules[] = { "worker/recycle.turned:kill:1..20",
                                          "recycle.mid:kill:1..20",
                                          "recycle.pre_exit:kill:1..20" };
     for (int i = 0; i < 3; i++) {
