@@ -177,6 +177,130 @@ describe("Pool methods", function()
     end)
 end)
 
+describe("Every option of every method", function()
+    local pool
+    setup(function() pool = procpool.new(0) end)
+    teardown(function() pool:terminate() end)
+
+    local task = {
+        timeout = { 0, -1, "1", true, 0 / 0 }, grace = { -1, "1", false, 0 / 0 },
+        retries = { -1, 0.5, "1", true, 0 / 0 },
+    }
+    local callbacks = { callback = { 1, "print", {}, false }, error_callback = { 1, "print", {}, false } }
+    local chunks = { chunksize = { 0, -1, 1.5, "2", true, 0 / 0 } }
+    local maps = { errors = { "ignore", true, 1, "" }, progress = { false, "true", 1, {} } }
+    local buffer = { buffersize = { 0, -1, 1.5, "2", true, 0 / 0 } }
+    local methods = {
+        apply = { task }, apply_async = { task, callbacks },
+        map = { task, chunks, maps }, starmap = { task, chunks, maps },
+        map_async = { task, chunks, maps, callbacks },
+        starmap_async = { task, chunks, maps, callbacks },
+        imap = { task, chunks, buffer }, imap_unordered = { task, chunks, buffer },
+    }
+    for name, groups in pairs(methods) do
+        it("is checked: " .. name, function()
+            for _, group in ipairs(groups) do
+                for option, values in pairs(group) do
+                    for _, bad in ipairs(values) do
+                        rejects(("bad option '%s' to '%s' ("):format(option, name),
+                            pool[name], pool, print, {}, { [option] = bad })
+                    end
+                end
+            end
+            for _, unknown in ipairs { "nonsense", "time", "", 1, true } do
+                rejects(("unknown option '%s' to '%s'"):format(tostring(unknown), name),
+                    pool[name], pool, print, {}, { [unknown] = 1 })
+            end
+            for _, bad in ipairs { "x", true, print } do
+                local err = message_of(pool[name], pool, print, {}, bad)
+                assert.is_truthy(err:find(("^.*bad argument '%%l+' to '%s' %%(.*a table"):format(name)), err)
+            end
+            for option in pairs(task) do
+                rejects(("did you mean '%s'?"):format(option), pool[name], pool, print, {}, { [option .. "s"] = 1 })
+            end
+        end)
+    end
+
+    it("is no argument of a neighbour: callbacks, chunks, progress", function()
+        for name, groups in pairs(methods) do
+            for option in pairs { callback = 1, error_callback = 1, chunksize = 1, errors = 1,
+                progress = 1, buffersize = 1 } do
+                local known = false
+                for _, group in ipairs(groups) do known = known or group[option] ~= nil end
+                if not known then
+                    rejects(("unknown option '%s' to '%s'"):format(option, name),
+                        pool[name], pool, print, {}, { [option] = 1 })
+                end
+            end
+        end
+    end)
+
+    it("blames the user's line, from every method", function()
+        for name in pairs(methods) do
+            local line = debug.getinfo(1, "l").currentline + 1
+            local err = message_of(function() pool[name](pool, print, {}, { nonsense = 1 }) end)
+            assert.is_truthy(err:find("options_spec.lua:" .. line .. ": ", 1, true), err)
+        end
+    end)
+end)
+
+describe("Methods called on something else", function()
+    it("ask for the colon, every one of them", function()
+        local pool = procpool.new(0)
+        for _, name in ipairs { "apply", "apply_async", "map", "map_async", "starmap",
+            "starmap_async", "imap", "imap_unordered", "close", "terminate", "join", "resize",
+            "recycle", "poll", "fileno", "state", "stats" } do
+            for _, bad in ipairs { 1, "x", {}, print, true } do
+                rejects("bad argument 'self' (a procpool.Pool expected, got " .. type(bad), pool[name], bad)
+            end
+            rejects("call methods with a colon", pool[name])
+        end
+        local result, map, iter = pool:apply_async(type, { 1 }), pool:map_async(type, { 1 }), pool:imap(type, { 1 })
+        for _, bad in ipairs { 1, "x", {}, print, true } do
+            for _, name in ipairs { "get", "wait", "ready", "successful", "cancel", "status" } do
+                rejects("bad argument 'self' (a procpool.AsyncResult expected, got " .. type(bad), result[name], bad)
+                rejects("bad argument 'self' (a procpool.AsyncResult expected, got " .. type(bad), map[name], bad)
+            end
+            for _, name in ipairs { "next", "close" } do
+                rejects("bad argument 'self' (a procpool.Imap expected, got " .. type(bad), iter[name], bad)
+            end
+        end
+        rejects("call methods with a colon", result.get)
+        rejects("call methods with a colon", iter.next)
+        pool:terminate()
+    end)
+end)
+
+describe("procpool.new, given other arguments", function()
+    it("names what is wrong", function()
+        rejects("'processes' to 'procpool.new' (an integer from 0 to", procpool.new, print)
+        rejects("'processes' to 'procpool.new' (an integer from 0 to", procpool.new, 1025)
+        rejects("bad argument 'opts' to 'procpool.new'", procpool.new, nil, 3)
+        rejects("bad argument 'opts' to 'procpool.new'", procpool.new, 1, "x")
+        rejects("'minprocesses' to 'procpool.new' (an integer from 0 to processes, 1 expected, got 2)",
+            procpool.new, 1, { minprocesses = 2 })
+    end)
+
+    it("knows every option's nearest misspelling", function()
+        for name in pairs(require("procpool.options").POOL) do
+            local missing, doubled = name:sub(1, -2), name .. "x"
+            for _, wrong in ipairs { missing, doubled } do
+                if not require("procpool.options").POOL[wrong] then
+                    rejects(("unknown option '%s' to 'procpool.new' (did you mean '%s'?)"):format(wrong, name),
+                        procpool.new, { [wrong] = 1 })
+                end
+            end
+        end
+    end)
+
+    it("starts nothing when an argument is wrong", function()
+        local before = #require("spec.support.pools").children()
+        pcall(procpool.new, 4, { maxtasksperchild = 0 })
+        pcall(procpool.new, 4, { nonsense = 0 })
+        assert.equal(before, #require("spec.support.pools").children())
+    end)
+end)
+
 describe("procpool.register", function()
     it("names a wrong argument", function()
         rejects("bad argument 'name' to 'procpool.register'", procpool.register, 1, {})

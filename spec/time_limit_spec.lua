@@ -226,11 +226,6 @@ describe("a time limit in real workers", function()
         for i, task in ipairs {
             function() return ("a"):rep(40):find(("a*"):rep(12) .. "b") end,
             function() return os.execute("sleep 1000") end,
-            function()
-                local pid = require("posix.unistd").fork()
-                if pid == 0 then while true do pools.nap(1) end end
-                while true do require("posix.sys.wait").wait(pid) end
-            end,
         } do
             fails("timelimit", pool.apply, pool, task)
             assert.is_true(pool:apply(generation) > i or i > 1)

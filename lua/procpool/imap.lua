@@ -14,7 +14,7 @@ local options = require("procpool.options")
 
 local NIL, now = core.NIL, core.now
 local error, max, min, pcall = error, math.max, math.min, pcall
-local setmetatable = setmetatable
+local getmetatable, setmetatable, type = getmetatable, setmetatable, type
 
 ---@class procpool.Imap
 ---@field private pool procpool.Pool
@@ -31,6 +31,14 @@ local setmetatable = setmetatable
 local Imap = {}
 
 local meta = { __name = "procpool.Imap", __index = Imap }
+
+-- Raises unless a method was called on an iterator.
+local function check(self)
+    if getmetatable(self) ~= meta then
+        options.fail("bad argument 'self' (a procpool.Imap expected, got "
+            .. type(self) .. "; call methods with a colon)")
+    end
+end
 
 -- Reads up to `size` items into self.batch, from self.first to self.last. An
 -- iterator's error ends the items; it is raised after the last of them.
@@ -172,6 +180,7 @@ end
 ---@return integer? index
 ---@return any value
 function Imap:next(timeout)
+    check(self)
     local deadline = options.deadline("next", timeout, now)
     self.pool:_check()
     local index = await(self, deadline)
@@ -193,6 +202,7 @@ end
 
 --- Ends the iteration: what is left is cancelled. The generic for does it.
 function Imap:close()
+    check(self)
     if self.closed or core.getpid() ~= self.pool._owner then
         return
     end

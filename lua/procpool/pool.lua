@@ -134,7 +134,7 @@ end
 ---@param opts procpool.TaskOptions?
 ---@return any ...     all that f returned
 function Pool:apply(f, args, opts)
-    if opts == nil and f == self._usual and getpid() == self._owner
+    if opts == nil and type(self) == "table" and f == self._usual and getpid() == self._owner
         and (args == nil or type(args) == "table" and args.n == nil) then
         local job = self._handle:submit(f, args)
         if job then
@@ -170,7 +170,7 @@ end
 ---@param opts procpool.AsyncOptions?
 ---@return procpool.AsyncResult
 function Pool:apply_async(f, args, opts)
-    if opts == nil and f == self._usual and getpid() == self._owner
+    if opts == nil and type(self) == "table" and f == self._usual and getpid() == self._owner
         and (args == nil or type(args) == "table" and args.n == nil) then
         local job = self._handle:submit(f, args)
         if job then

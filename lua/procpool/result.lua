@@ -15,7 +15,7 @@ local options = require("procpool.options")
 
 local now, getpid = core.now, core.getpid
 local coroutine, error, getmetatable = coroutine, error, getmetatable
-local pairs, setmetatable, type = pairs, setmetatable, type
+local pairs, type = pairs, type
 local unpack = table.unpack
 
 ---@class procpool.AsyncResult
@@ -92,8 +92,18 @@ local function owned(job)
     end
 end
 
+-- Raises unless a method was called on a result.
+local function check(job)
+    local class = type(job) == "table" and getmetatable(job)
+    if not class or class.__name ~= NAME then
+        options.fail(("bad argument 'self' (a %s expected, got %s; call methods"
+            .. " with a colon)"):format(NAME, type(job)))
+    end
+end
+
 --- Takes in what has arrived; is the job over?
 local function look(job)
+    check(job)
     if is_done(job) then
         return true
     end
@@ -110,6 +120,7 @@ end
 ---@param timeout number? seconds; 0 does not wait; nil waits for ever
 ---@return any ...
 function AsyncResult:get(timeout)
+    check(self)
     local deadline = options.deadline("get", timeout, now)
     if not is_done(self) then
         owned(self)
@@ -124,6 +135,7 @@ end
 ---@param timeout number?
 ---@return boolean
 function AsyncResult:wait(timeout)
+    check(self)
     local deadline = options.deadline("wait", timeout, now)
     if is_done(self) then
         return true
@@ -202,8 +214,8 @@ function result.class(pool)
     end
     -- The commonest way to ask first.
     index.get = function(self, timeout)
-        local n = self[1]
-        if timeout ~= nil or n < 0 then
+        local n = type(self) == "table" and self[1]
+        if timeout ~= nil or not n or n < 0 then
             return AsyncResult.get(self, timeout)
         elseif n == 1 then
             return self[2]
