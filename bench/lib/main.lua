@@ -11,7 +11,7 @@ local runner = require("bench.lib.runner")
 local USAGE = [[
 bench/run [--quick] [--rows A,B,...] [--peers procpool,luv,...] [--rounds N]
           [--sweeps | --no-sweeps] [--out FILE] [--report FILE]
-          [--plots DIRECTORY] [--list]
+          [--plots DIRECTORY] [--doc FILE] [--list]
 
   --quick      about a minute: less work, fewer rounds, no sweeps
   --rows       only rows whose names begin so ("F" is all of F; "crowd")
@@ -21,6 +21,7 @@ bench/run [--quick] [--rows A,B,...] [--peers procpool,luv,...] [--rounds N]
   --out        the JSON lines go there (build/bench/results.jsonl)
   --report     no measuring: the tables of such a file
   --plots      draws what was measured, as SVG, by gnuplot
+  --doc        puts the tables between the marks of docs/performance.md
   --list       names the rows and the peers
 ]]
 
@@ -36,7 +37,7 @@ end
 local function options_of(words)
     local o = { out = peers.build .. "/results.jsonl" }
     local values = { rows = true, peers = true, rounds = true, out = true,
-        report = true, plots = true }
+        report = true, plots = true, doc = true }
     local i = 1
     while words[i] do
         local key, value = words[i]:match("^%-%-([%w-]+)=?(.*)$")
@@ -100,17 +101,27 @@ local function write_plots(lines, about, directory)
     file:close()
 end
 
-local function print_report(lines, about)
+local function report_of(lines, about)
     local found = report.collect(lines)
-    print("\nMachine\n\n" .. machine.text(about))
+    local parts = { machine.text(about) }
     for _, crowd in ipairs { false, true } do
-        local text = report.table(found, cases.rows, crowd)
-        if text then
-            print("\n" .. text)
-        end
+        parts[#parts + 1] = report.table(found, cases.rows, crowd)
     end
-    print("\nEverybody, median (min..max)\n")
-    print(report.everybody(found, cases.rows))
+    parts[#parts + 1] = "Everybody, median (min..max):"
+    parts[#parts + 1] = report.everybody(found, cases.rows)
+    return table.concat(parts, "\n\n") .. "\n"
+end
+
+--- Puts the report between the two marks of a document.
+local function write_document(text, path)
+    local file = assert(io.open(path))
+    local first, rest = file:read("a"):match(
+        "^(.-<!%-%- bench: figures %-%->\n).-(\n<!%-%- bench: end %-%->.*)$")
+    file:close()
+    assert(first, path .. " has no marks for the figures")
+    file = assert(io.open(path, "w"))
+    file:write(first, "\n", text, rest)
+    file:close()
 end
 
 local function tell_absent()
@@ -169,7 +180,11 @@ return function(words)
     else
         lines, about, failed = measure(o)
     end
-    print_report(lines, about)
+    local text = report_of(lines, about)
+    print(text)
+    if o.doc then
+        write_document(text, o.doc)
+    end
     if o.plots then
         write_plots(lines, about, o.plots)
     end

@@ -14,19 +14,19 @@ local UNITS = {
 
 local function digits(value)
     local size = math.abs(value)
-    if size == math.huge then
-        return "never"
-    end
     return (size >= 100 and "%.0f" or size >= 10 and "%.1f" or size >= 1
         and "%.2f" or size == 0 and "%.0f" or "%.2g"):format(value)
 end
 
 --- "12.3 k/s"; without its unit on request.
 function report.figure(value, unit, bare)
+    if value == math.huge then
+        return "never"
+    end
     local plain, big, step = table.unpack(UNITS[unit])
     if unit == "1/s" and value >= 1e6 then
         plain, value = "M/s", value / 1e6
-    elseif value ~= math.huge and value >= step * (unit == "1/s" and 1 or 10)
+    elseif value >= step * (unit == "1/s" and 1 or 10)
     then
         plain, value = big, value / step
     end
