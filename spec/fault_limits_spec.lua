@@ -360,6 +360,70 @@ describe("limits of a worker", function()
     end)
 end)
 
+-- A control group of this test's own with one limit, or nil where none can be
+-- made (by cgroup v1, or v2 with the controller switched on).
+local function control_group(controller, v1, v2)
+    for _, place in ipairs({
+        { "/sys/fs/cgroup/" .. controller, v1 }, { "/sys/fs/cgroup", v2 },
+    }) do
+        local dir = ("%s/procpool-%d"):format(place[1], unistd.getpid())
+        if root and os.execute(("mkdir %s 2>/dev/null"):format(dir)) then
+            local fine = true
+            for file, value in pairs(place[2]) do
+                local out = io.open(dir .. "/" .. file, "w")
+                fine = fine and out and out:write(value) and out:close()
+            end
+            if fine then
+                return setmetatable({
+                    dir = dir, command = { "sh", "-c",
+                        ('echo $$ >%s/cgroup.procs && exec "$@"'):format(dir), "sh" },
+                }, { __close = function() os.execute("rmdir " .. dir) end })
+            end
+            os.execute("rmdir " .. dir)
+        end
+    end
+end
+
+describe("a control group", function()
+    it("short of memory kills a worker, not keeper or parent: lost", function()
+        local group <close> = control_group("memory",
+            { ["memory.limit_in_bytes"] = "100M" },
+            { ["memory.max"] = "100M", ["memory.swap.max"] = "0" })
+        if not group then
+            pending("no control group can be made here")
+            return
+        end
+        local result = script.run(function(pp)
+            local pool <close> = pp.new(2)
+            for _ = 1, 2 do
+                local ok, err = pcall(pool.apply, pool, function()
+                    local hoard = {}
+                    for i = 1, 100 do
+                        hoard[i] = ("x"):rep(4 << 20) .. i
+                    end
+                    return #hoard
+                end)
+                print(ok, err.kind, err.signal)
+                require("spec.support.fault").probe(pool)
+            end
+            print(pool:state())
+        end, { command = group.command })
+        assert.equal(("false\tlost\t9\n"):rep(2) .. "running\n",
+            result.out, result.err)
+    end)
+
+    it("with a quota of a fifth of one CPU only slows things down", function()
+        local group <close> = control_group("cpu",
+            { ["cpu.cfs_quota_us"] = "20000" }, { ["cpu.max"] = "20000 100000" })
+        if not group then
+            pending("no control group can be made here")
+            return
+        end
+        local result = script.run(everything, { command = group.command, seconds = 100 })
+        assert.equal("good\n", result.out, result.err)
+    end)
+end)
+
 describe("a running pool", function()
     it("has no named object and no descriptor of a file", function()
         local pool <close> = procpool.new(2)
