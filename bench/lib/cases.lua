@@ -1,6 +1,7 @@
 -- cases: what is measured, with how much work, and what is to be reached.
 --
 -- A row is {row, title, case, args, ...}:
+--   short   the title in the overview
 --   unit    of "1/s", "GiB/s" and "x" more is better, of all others less
 --   what    measured from outside: "memory", "idle" (CPU seconds), "share"
 --   mode    "free" (wherever the scheduler likes), "packed" (all on one CPU),
@@ -24,20 +25,20 @@ local function row(entry)
     rows[#rows + 1] = entry
 end
 
-row { row = "A", title = "apply(noop), one after the other", case = "apply",
+row { row = "A", short = "apply(noop)", title = "apply(noop), one after the other", case = "apply",
     unit = "us", args = { n = 20000 }, quick = { n = 5000 }, scaled = true,
     beside = "bare C", reach = 2, against = { "luaposix-pipes", 35 } }
-row { row = "A packed", title = "the same on one CPU", case = "apply",
-    unit = "us", args = { n = 20000 }, quick = { n = 5000 }, scaled = true,
+row { row = "A packed", short = "on one CPU", title = "the same on one CPU",
+    case = "apply", unit = "us", args = { n = 20000 }, quick = { n = 5000 }, scaled = true,
     mode = "packed", beside = "bare C", reach = 4, against = { "luaposix-pipes", 1.8 } }
-row { row = "B", title = "apply_async(x + 1), all results taken",
+row { row = "B", short = "apply_async(x + 1)", title = "apply_async(x + 1), all results taken",
     case = "async", unit = "1/s", args = { n = 200000 }, scaled = true,
     quick = { n = 50000 }, beside = "one Lua loop",
     reach = 1.5e6, against = { "one Lua loop", 0.043 } }
 row { row = "B imap", title = "imap(x + 1), in order", case = "imap",
     unit = "1/s", args = { n = 200000 }, quick = { n = 50000 }, scaled = true,
     peers = { "procpool", "multiprocessing" } }
-row { row = "C", title = "map(x + 1) over integers, default chunks",
+row { row = "C", short = "map(x + 1)", title = "map(x + 1) over integers, default chunks",
     case = "map", unit = "1/s", args = { n = 1000000 },
     beside = "one Lua loop",
     quick = { n = 300000 }, reach = 20e6, against = { "one Lua loop", 0.57 } }
@@ -52,22 +53,22 @@ row { row = "D 16 MiB", title = "echo of strings", case = "echo",
 row { row = "D 256 MiB", title = "echo of strings", case = "echo",
     unit = "GiB/s", args = { size = 256 << 20, n = 1 }, quick = false,
     reach = 2, against = { "the best", 5 } }
-row { row = "D records", title = "echo of 100,000 small records",
+row { row = "D records", short = "echo of small records", title = "echo of 100,000 small records",
     case = "records", unit = "ms", args = { n = 100000 },
     quick = { n = 100000 }, reach = 60, against = { "the best", 1.8 } }
-row { row = "E 2", title = "new, a task each, close, join; 2 workers",
+row { row = "E 2", short = "life of a pool, 2 workers", title = "new, a task each, close, join; 2 workers",
     case = "start", unit = "ms", args = { workers = 2, n = 20 },
     scaled = true, quick = { workers = 2, n = 10 },
     reach = 0.8, against = { "the best", 0.675 } }
-row { row = "E 64", title = "the same, 64 workers", case = "start",
+row { row = "E 64", short = "life of a pool, 64 workers", title = "the same, 64 workers", case = "start",
     unit = "ms", args = { workers = 64, n = 5 }, scaled = true,
     quick = { workers = 64, n = 2 },
     reach = 10, against = { "the best", 1.6 } }
 row { row = "F 1", title = "maxtasksperchild = 1", case = "recycle",
     unit = "1/s", args = { limit = 1, n = 2000 }, scaled = true,
     quick = { limit = 1, n = 300 }, beside = "bare C", reach = 8000, against = { "bare C", 0.8 } }
-row { row = "F 1 heap",
-    title = "the same, 1 GiB allocated in the parent after new",
+row { row = "F 1 heap", short = "the same, large parent",
+    title = "the same, 1 GiB (quick: 256 MiB) allocated after new",
     case = "recycle", unit = "1/s",
     args = { limit = 1, n = 2000, heap = 1024 }, scaled = 0.2,
     quick = { limit = 1, n = 300, heap = 256 }, beside = "bare C", reach = 8000,
@@ -80,7 +81,7 @@ row { row = "F 100", title = "maxtasksperchild = 100", case = "recycle",
     unit = "1/s", args = { limit = 100, n = 50000 }, scaled = true,
     quick = { limit = 100, n = 10000 },
     reach = 300000, against = { "multiprocessing", 9.4 } }
-row { row = "G", title = "64 tasks of 50 ms, speed-up over one process",
+row { row = "G", short = "CPU-bound tasks", title = "64 tasks of 50 ms, speed-up over one process",
     case = "cpu", unit = "x", args = { n = 64, us = 50000 }, beside = "apart",
     quick = { n = 16, us = 20000 } }
 row { row = "G beside",
@@ -88,11 +89,11 @@ row { row = "G beside",
     case = "beside", unit = "x", args = { n = 64, us = 50000, times = 3 },
     quick = { n = 16, us = 20000, times = 3 },
     peers = { "procpool" }, reach = 0.99 }
-row { row = "H", title = "proportional memory of 64 idle workers",
+row { row = "H", short = "memory of 64 idle workers", title = "proportional memory of 64 idle workers",
     case = "hold", what = "memory", unit = "MiB", args = { workers = 64 },
     quick = { workers = 64 }, reach = 10,
     against = { "the best", 0.93 } }
-row { row = "I", title = "kill -9 of a busy worker, until the error",
+row { row = "I", short = "kill -9 until the error", title = "kill -9 of a busy worker, until the error",
     case = "kill", unit = "ms", args = { n = 20 }, quick = { n = 5 },
     scaled = true, reach = 2, against = { "workerpool", 1.7 } }
 row { row = "J", title = "CPU seconds of 64 idle workers in 10 s",
@@ -101,6 +102,8 @@ row { row = "J", title = "CPU seconds of 64 idle workers in 10 s",
     quick = { workers = 64, seconds = 2 }, rounds = 1, reach = 0 }
 for _, full in ipairs { 0, 1 } do
     row { row = full == 1 and "S full" or "S",
+        short = full == 1 and "and full collections"
+            or "memory added to share a table",
         title = full == 1 and "the same, and ask for full collections"
             or "memory added by 4 workers that read all of a shared table "
             .. "and make garbage, of the table's",

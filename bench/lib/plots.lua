@@ -137,7 +137,7 @@ local function draw_overview(found, directory)
         local entry = cases.rows[i]
         local times, name = report.advantage(found, entry)
         if times and not entry.crowd and times < math.huge then
-            lines[#lines + 1] = ('"%s: %s" %.4g "%.3g x %s"'):format(entry.row,
+            lines[#lines + 1] = ('"%s: %s" %.4g "%.3g times %s"'):format(entry.row,
                 entry.short or entry.title, times, times, name)
         end
     end
@@ -158,7 +158,7 @@ set xlabel "times as fast, or as small (logarithmic)"
 set grid xtics lc rgb "#dddddd"
 set border 3 lc rgb "#666666"
 set tics nomirror
-set ytics scale 0
+set ytics scale 0 noenhanced
 unset key
 set style fill solid 0.9 noborder
 set arrow from 1, graph 0 to 1, graph 1 nohead lc rgb "#333333" lw 1.5 front
@@ -167,7 +167,7 @@ set rmargin 26
 plot $bars using (1):0:(1):2:($0-0.35):($0+0.35):ytic(1) \
        with boxxyerror lc rgb "#d62728", \
      $bars using (($2 > 1 ? $2 : 1) * 1.08):0:3 with labels left \
-       font ",11" notitle
+       font ",11" noenhanced notitle
 ]]):format(90 + 26 * (#lines - 1), path, table.concat(lines, "\n"), #lines - 1))
 end
 
