@@ -112,7 +112,7 @@ static int c_segv(lua_State *L)
     return 0;
 }
 
-static int c_fpe(lua_State *L)
+__attribute__((no_sanitize("undefined"))) static int c_fpe(lua_State *L)
 {
     volatile int seven = 7, zero = (int)luaL_optinteger(L, 1, 0);
     lua_pushinteger(L, seven / zero);
