@@ -574,6 +574,10 @@ end)
 
 describe("a parent with a thread that allocates without end", function()
     it("makes pools whose workers work", function()
+        if fault.asan then
+            pending("an address sanitizer's allocator has locks that a fork does not free")
+            return
+        end
         local result = script.run(function(pp, c)
             c.hammer(true)
             for i = 1, 25 do
