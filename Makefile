@@ -44,7 +44,9 @@ BINDING_OBJ = $(call object,$(BINDING_SRC))
 ENGINE_OBJ  = $(call object,$(ENGINE_SRC))
 SUPPORT_OBJ = $(call object,$(SUPPORT_SRC))
 TESTS       = $(patsubst %.c,$(BUILD)/%,$(TEST_SRC))
-LUA_FILES   = $(filter-out %_meta.lua,$(wildcard lua/procpool/*.lua))
+# The annotations (core_meta.lua) too: editors read them where they are
+# installed, and luarocks copies all of lua/ anyway.
+LUA_FILES   = $(wildcard lua/procpool/*.lua)
 MODULE      = $(BUILD)/procpool/core.so
 HELPERS     = $(BUILD)/chelper.so $(BUILD)/clock.so
 
