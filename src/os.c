@@ -419,6 +419,8 @@ void os_batch(void)
 {
     struct sched_param none;
     memset(&none, 0, sizeof none);
+    if (sched_getscheduler(0) != SCHED_OTHER)
+        return;     /* somebody has chosen another policy: it stays */
     sched_setscheduler(0, SCHED_BATCH | SCHED_RESET_ON_FORK, &none);
 }
 
