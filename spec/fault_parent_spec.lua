@@ -250,6 +250,41 @@ describe("Ctrl-C", function()
         while true do end
     end)
 
+    -- A handler that runs between the last look at Lua and the sleep must not be
+    -- forgotten in it. (By a signal that can come more than once.)
+    it("at any moment before a wait sleeps: it is not lost", function()
+        local result = script.run(function(pp, c)
+            c.counters(2)
+            local fault_ = require("spec.support.fault")
+            local pool <close> = pp.new(1)
+            local hung = pool:apply_async(fault_.hang, { 2 })
+            fault_.counted(2, 1)
+            c.interrupts(10)
+            local parent = c.getpid()
+            local nemesis = fault_.nemesis(0, function()
+                if c.get(1) == 1 then -- the wait begins, or is about to
+                    c.set(1, 0)
+                    local till = c.now() + math.random() * 0.0001
+                    while c.now() < till do end
+                    c.kill(parent, 10)
+                end
+            end)
+            local lost = 0
+            for _ = 1, 400 do
+                local ok, err = pcall(function()
+                    c.set(1, 1)
+                    hung:get(0.5)
+                end)
+                assert(not ok)
+                lost = lost + (tostring(err):find("interrupted!") and 0 or 1)
+            end
+            fault_.stop(nemesis)
+            c.set(2, -1)
+            print(lost, hung:get(30))
+        end)
+        assert.equal("0\treleased\n", result.out, result.err)
+    end)
+
     it("caught: the pool goes on", function()
         local p <close> = script.start(function(pp, c)
             c.counters(2)

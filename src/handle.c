@@ -674,13 +674,34 @@ static void let_hooks_run(lua_State *L)
     lua_call(L, 0, 0);
 }
 
+/* Before a sleep, signals being held: a handler may have set a hook since Lua
+** last ran. 1: it raised, the error is on the stack. */
+static int run_hooks(void *context)
+{
+    lua_State *L = context;
+    if (!lua_gethookmask(L))
+        return 0;
+    lua_pushcfunction(L, nothing);
+    return lua_pcall(L, 0, 0, 0) != LUA_OK;
+}
+
+static void watch_hooks(lua_State *L, pool_t *p)
+{
+    luaL_checkstack(L, 8, NULL);
+    p->stirred = run_hooks;
+    p->stirred_context = L;
+}
+
 static int handle_wait(lua_State *L)
 {
     handle_t *h = handle_check(L);
     uint64_t deadline = handle_deadline(L, 2);
     int rc;
+    watch_hooks(L, &h->pool);
     while ((rc = pool_wait(&h->pool, deadline)) == -EINTR)
         let_hooks_run(L);
+    if (rc == -ECANCELED)
+        return lua_error(L);
     lua_pushboolean(L, rc > 0);
     return 1;
 }
@@ -690,8 +711,11 @@ static int handle_join(lua_State *L)
     handle_t *h = handle_check(L);
     uint64_t deadline = handle_deadline(L, 2);
     int rc;
+    watch_hooks(L, &h->pool);
     while ((rc = pool_join(&h->pool, deadline)) == -EINTR)
         let_hooks_run(L);
+    if (rc == -ECANCELED)
+        return lua_error(L);
     lua_pushboolean(L, rc > 0);
     return 1;
 }

@@ -337,6 +337,23 @@ int os_epoll_add_edge(int epoll, int fd, uint64_t tag)
     return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &e) < 0 ? -errno : 0;
 }
 
+static _Thread_local sigset_t let_in;   /* the mask before they were held */
+static _Thread_local int held;
+
+void os_hold_signals(void)
+{
+    sigset_t all;
+    sigfillset(&all);
+    held = pthread_sigmask(SIG_SETMASK, &all, &let_in) == 0;
+}
+
+void os_let_signals(void)
+{
+    if (held)
+        pthread_sigmask(SIG_SETMASK, &let_in, NULL);
+    held = 0;
+}
+
 int os_epoll_wait(int epoll, uint64_t *tags, int room, uint64_t deadline)
 {
     struct epoll_event events[64];
@@ -347,7 +364,8 @@ int os_epoll_wait(int epoll, uint64_t *tags, int room, uint64_t deadline)
                                        : 0;
         timeout = left > INT32_MAX ? INT32_MAX : (int)left;
     }
-    int n = epoll_wait(epoll, events, room < 64 ? room : 64, timeout);
+    int n = epoll_pwait(epoll, events, room < 64 ? room : 64, timeout,
+                        held ? &let_in : NULL);
     if (n < 0)
         return -errno;
     for (int i = 0; i < n; i++)
@@ -373,7 +391,7 @@ int os_wait_readable(const int *fds, int count, uint64_t deadline)
         left = timespec_of(deadline > now ? deadline - now : 0);
         timeout = &left;
     }
-    int rc = ppoll(set, (nfds_t)count, timeout, NULL);
+    int rc = ppoll(set, (nfds_t)count, timeout, held ? &let_in : NULL);
     if (rc < 0)
         return -errno;
     int ready = 0;

@@ -54,6 +54,11 @@ int os_pipe(int pair[2]);
 int os_epoll(void);
 int os_epoll_add(int epoll, int fd, uint64_t tag);
 int os_epoll_add_edge(int epoll, int fd, uint64_t tag); /* told once a change */
+/* From os_hold_signals on, signals wait, in this thread: the two waits below let
+** them in (-EINTR), os_let_signals ends that. So nothing that a handler does can
+** come between a last look and the sleep. */
+void os_hold_signals(void);
+void os_let_signals(void);
 /* The tags of what is readable, and how many; 0 at the deadline; -EINTR. */
 int os_epoll_wait(int epoll, uint64_t *tags, int room, uint64_t deadline);
 int os_signalfd_child(void);            /* blocks every signal, SIGCHLD reads */

@@ -349,7 +349,10 @@ int pool_join(pool_t *p, uint64_t deadline)
         uint64_t until = deadline, now = os_now();
         if (p->terminated && (!until || p->kill_at < until))
             until = p->kill_at;
-        int rc = os_wait_readable(&p->sock, 1, until);
+        os_hold_signals();
+        int rc = pool_stirred(p) ? -ECANCELED
+                                 : os_wait_readable(&p->sock, 1, until);
+        os_let_signals();
         if (rc < 0)
             return rc;
         if (rc > 0) {

@@ -140,6 +140,8 @@ typedef struct pool {
     uint64_t number;            /* tasks posted so far */
     uint64_t sent, received;    /* bytes */
     uint64_t spin;              /* ns to spin before sleeping */
+    int (*stirred)(void *);     /* asked before a sleep, signals being held: */
+    void *stirred_context;      /* not 0: it is not to sleep */
     enum pool_end end;
     char *why;                  /* malloc'd */
     size_t why_size;
@@ -206,13 +208,14 @@ int pool_read_more(pool_t *p, more_t *out);
 void pool_read_done(pool_t *p);
 
 /* Sleeps until there is something to read, or the deadline (0: none).
-** 1 there is; 0 there is not; -EINTR a signal was handled. */
+** 1 there is; 0 there is not; -EINTR a signal was handled; -ECANCELED by
+** p->stirred. */
 int pool_wait(pool_t *p, uint64_t deadline);
 
 void pool_close(pool_t *p);
 void pool_terminate(pool_t *p);
 /* After one of these: 1 every process is gone and reaped, 0 the deadline
-** came first, -EINTR. */
+** came first, -EINTR, -ECANCELED. */
 int pool_join(pool_t *p, uint64_t deadline);
 /* Looks whether the keeper still lives; how the pool has ended. */
 enum pool_end pool_look(pool_t *p);

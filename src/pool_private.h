@@ -24,6 +24,12 @@ void pool_break(pool_t *p, const char *why);
 /* Gives the region back once the keeper is reaped and all is read. */
 void pool_release(pool_t *p);
 
+/* Is a wait not to sleep, but to return? */
+static inline int pool_stirred(pool_t *p)
+{
+    return p->stirred && p->stirred(p->stirred_context);
+}
+
 /* pool_post.c */
 entry_t *pool_entry(const pool_t *p, uint64_t index);  /* NULL: no such */
 /* Every task of the cell has its outcome. */

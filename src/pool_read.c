@@ -388,8 +388,12 @@ static void learn(pool_t *p, uint64_t waited)
 static int sleep_until_rung(pool_t *p, uint64_t deadline)
 {
     uint64_t tags[2];
+    os_hold_signals();
+    int rc = pool_stirred(p) ? -ECANCELED : 0;
     atomic_store(&p->r->armed, BELL_ARMED);
-    int rc = ready(p) ? 0 : os_epoll_wait(p->epoll, tags, 2, deadline);
+    if (rc == 0 && !ready(p))
+        rc = os_epoll_wait(p->epoll, tags, 2, deadline);
+    os_let_signals();
     if (p->loop_epoll < 0)
         atomic_store(&p->r->armed, BELL_QUIET);
     for (int i = 0; i < rc; i++)
@@ -418,7 +422,7 @@ int pool_wait(pool_t *p, uint64_t deadline)
     }
     for (;;) {
         int rc = sleep_until_rung(p, deadline);
-        if (rc == -EINTR)
+        if (rc == -EINTR || rc == -ECANCELED)
             return rc;
         if (rc < 0) {
             p->fds_lost = 1;

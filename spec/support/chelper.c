@@ -196,6 +196,32 @@ static void count_signal(int sig)
     atomic_fetch_add(&caught, 1);
 }
 
+static lua_State *hooked;
+
+static void raise_interrupted(lua_State *L, lua_Debug *ar)
+{
+    (void)ar;
+    lua_sethook(L, NULL, 0, 0);
+    luaL_error(L, "interrupted!");
+}
+
+static void set_hook(int sig)
+{
+    (void)sig;
+    lua_sethook(hooked, raise_interrupted,
+                LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+}
+
+/* interrupts(sig): as the lua program does for SIGINT, but time and again */
+static int c_interrupts(lua_State *L)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_handler = set_hook;
+    hooked = L;
+    return result(L, sigaction((int)luaL_checkinteger(L, 1), &action, NULL));
+}
+
 /* signal(sig, "ignore" | "default" | "count") */
 static int c_signal(lua_State *L)
 {
@@ -457,6 +483,7 @@ static const luaL_Reg functions[] = {
     { "getpid", c_getpid },
     { "hammer", c_hammer },
     { "ill", c_ill },
+    { "interrupts", c_interrupts },
     { "kill", c_kill },
     { "limit", c_limit },
     { "now", c_now },
