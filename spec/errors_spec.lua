@@ -78,14 +78,17 @@ for _, processes in ipairs { 0, 2 } do
         it("of kind error: a value that cannot travel is its text", function()
             local err = fails("error", pool.apply, pool, function() error(io.stdout) end)
             assert.is_nil(err.value)
-            assert.is_truthy(err.message:find("file (0x", 1, true), err.message)
-            err = fails("error", pool.apply, pool, function() error({ io.stdout }) end)
+            assert.is_truthy(err.message:find("^file %(0x%x+%) %(the value cannot travel: value: userdata %(FILE%*%)%)$"),
+                err.message)
+            err = fails("error", pool.apply, pool, function() error({ file = { io.stdout } }) end)
             assert.is_nil(err.value)
-            assert.equal("(error object is a table value)", err.message)
+            assert.equal("(error object is a table value) "
+                .. "(the value cannot travel: value.file[1]: userdata (FILE*))", err.message)
+            assert.is_truthy(err.traceback:find("errors_spec", 1, true))
             err = fails("error", pool.apply, pool, function()
                 error(setmetatable({ io.stdout }, { __tostring = function() return "in words" end }))
             end)
-            assert.equal("in words", err.message)
+            assert.equal("in words (the value cannot travel: value[1]: userdata (FILE*))", err.message)
         end)
 
         it("of kind error: os.exit, with its code", function()

@@ -125,6 +125,19 @@ static void note_status(lua_State *T, int status)
     lua_rawseti(T, TROUBLE, VALUE);
 }
 
+/* Its text, and why the value does not come with it: the reason on top. */
+static void push_text_without_value(lua_State *T)
+{
+    const char *reason = lua_tostring(T, -1), *path = "error[3]";
+    size_t skip = strlen(path);
+    if (reason && strncmp(reason, path, skip) == 0)
+        reason += skip;
+    lua_pushvalue(T, 3);
+    lua_pushfstring(T, " (the value cannot travel: value%s)",
+                    reason ? reason : "");
+    lua_concat(T, 2);
+}
+
 /* Encodes the trouble: with its value, else without, else its text alone. */
 static int encode_trouble(lua_State *T)
 {
@@ -134,9 +147,10 @@ static int encode_trouble(lua_State *T)
         lua_rawgeti(T, 2, i);
     if (codec_encode(T, 3, 3, "error", out) == 0)
         return 0;
-    lua_settop(T, 5);
+    push_text_without_value(T);
+    lua_replace(T, 3);
+    lua_settop(T, 4);
     lua_pushnil(T);
-    lua_replace(T, 5);
     if (codec_encode(T, 3, 3, "error", out) == 0)
         return 0;
     lua_settop(T, 3);

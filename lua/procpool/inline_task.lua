@@ -122,15 +122,19 @@ function inline_task.failure(raised, limit)
     elseif limit and value == limit.error then
         return { "timelimit", value.message, traceback }
     end
-    local data = encode("error", value)
-    local ok, copy
+    local text = text_of(value)
+    local data, reason = encode("value", value)
+    local sent, copy
     if data then
-        ok, copy = decode(data)
+        sent, copy = decode(data)
+        if not sent then
+            reason, copy = "value: " .. tostring(copy), nil
+        end
     end
-    if not ok then
-        copy = nil -- the reason why not
+    if not sent then
+        text = ("%s (the value cannot travel: %s)"):format(text, reason)
     end
-    return { "error", text_of(value), traceback, copy }
+    return { "error", text, traceback, copy }
 end
 
 return inline_task
