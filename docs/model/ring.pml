@@ -204,7 +204,7 @@ take:   /* pool_read: a round over all outboxes */
     /* pool_wait */
     do
     :: READY -> break
-    :: true ->  /* sleep_until_rung */
+    :: else ->  /* sleep_until_rung */
 #ifdef M_ARM_LATE
         ok = READY;
         armed = ARMED;

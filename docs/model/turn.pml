@@ -77,7 +77,7 @@ bool wanted = 1;
 
 /* The processes. */
 typedef process { byte gen; bool alive, zombie, asleep, killed };
-process p[LIVES_MAX];
+process p[3];
 byte own = NOBODY;      /* who has claimed a cell */
 byte leaves, fails, requested;
 
@@ -94,7 +94,10 @@ proctype worker(byte i)
 {
     byte t, why;
 born:
-    atomic { p[i].alive && !p[i].zombie -> t = 0; why = 0; MAY_DIE };
+    if
+    :: atomic { p[i].alive && !p[i].zombie -> MAY_DIE }
+    :: ended -> goto end
+    fi;
     if  /* the initializer */
     :: atomic { fails < FAILS -> fails++; MINE(i).phase = FAILED; goto exit }
     :: atomic { MAY_DIE; MINE(i).phase = READY }  /* be_ready */
@@ -161,19 +164,16 @@ born:
     atomic { MAY_DIE; kick = 1 };
     if
     :: true
-    :: p[i].killed      /* it hangs */
-    :: atomic { crashes < CRASHES -> crashes++; goto died }
+    :: true -> p[i].killed      /* it hangs */
     fi;
 #endif
     goto exit;
 died:
     skip;
 exit:
-    atomic { p[i].zombie = 1; p[i].asleep = 0; why = 0; t = 0 };
-    if
-    :: atomic { p[i].alive && !p[i].zombie -> goto born }
-    :: ended
-    fi
+    atomic { p[i].zombie = 1; p[i].asleep = 0; why = 0; t = 0; goto born };
+end:
+    skip
 }
 
 /* keeper.c give_order */
@@ -239,13 +239,13 @@ inline being_replaced()
 
 proctype keeper()
 {
-    byte i, t, x = NOBODY, g, round, want, seat, old, idles, looks = LOOKS;
-    bool dormant, lulled[LIVES_MAX], paused, soon, recycling, grace[LIVES_MAX];
+    byte i, t, x = NOBODY, g, round, want, come, seat, old, idles, looks = LOOKS;
+    bool dormant, lulled[3], grace[3], paused, soon, recycling;
 pass:
     /* crew.c crew_reap, bury */
     i = 0;
     do
-    :: i < LIVES_MAX && p[i].zombie ->
+    :: i < 3 && p[i].zombie ->
         g = p[i].gen;
         x = PHASE(i);
         if
@@ -283,7 +283,7 @@ pass:
         fi;
         atomic { p[i].alive = 0; p[i].zombie = 0; p[i].killed = 0; p[i].gen = 0;
                  lulled[i] = 0; grace[i] = 0; g = 0; x = NOBODY; i++ }
-    :: i < LIVES_MAX && !p[i].zombie -> i++
+    :: i < 3 && !p[i].zombie -> i++
     :: else -> i = 0; break
     od;
     /* obey_size */
@@ -334,6 +334,7 @@ pass:
     do
     :: round > 2 -> break
     :: round <= 2 ->
+        come = COME(turn);  /* crew_to_come, before what is wanted */
         want = 0;
         if
         :: !wanted
@@ -364,17 +365,18 @@ pass:
                 fi
             fi
         fi;
-        t = turn;
-        x = COME(t);
+#ifdef M_WANTED_FIRST
+        come = COME(turn);
+#endif
         if
-        :: x < round && x < want ->     /* start_life, next_generation */
-            g = t;
+        :: come < round && come < want ->   /* start_life, next_generation */
+            g = turn;
             do :: FIND(g) != NOBODY -> g++ :: else -> break od;
             x = (!p[0].alive -> 0 : (!p[1].alive -> 1 :
                 (!p[2].alive -> 2 : NOBODY)));
             if
 #ifdef M_COUNT_LIVES
-            :: x != NOBODY && !paused ->
+            :: p[0].alive + p[1].alive + p[2].alive < LIVES_MAX && !paused ->
 #else
             :: x != NOBODY && !paused &&    /* crew_has_room */
                !(p[0].alive && p[0].gen % LIVES_MAX == g % LIVES_MAX) &&
@@ -390,7 +392,7 @@ pass:
             fi
         :: else
         fi;
-        atomic { g = 0; t = 0; x = NOBODY; want = 0; round++ }
+        atomic { g = 0; t = 0; x = NOBODY; want = 0; come = 0; round++ }
     od;
     round = 0;
     HEAR(false);
@@ -403,7 +405,7 @@ pass:
     fi;
     /* watch */
     do
-    :: i < LIVES_MAX ->
+    :: i < 3 ->
         if
         :: p[i].alive && PHASE(i) == LEAVING && FINALIZER && !p[i].killed ->
             if  /* watch_finalizer: not yet, but the next time */
@@ -437,13 +439,16 @@ end:
 
 proctype parent()
 {
-    byte posted, asked;
-    bool shrunk, ok;
+    byte posted, asked, before;
+    bool shrunk;
     do
     :: posted < TASKS ->
         atomic { queued++; posted++ };      /* pool_post, announce */
         if :: asleep_count -> kick = 1 :: else fi
-    :: asked < RECYCLES -> atomic { replace = 1; asked++ }; kick = 1
+    :: asked < RECYCLES ->  /* pool_recycle; it is to happen by itself */
+        atomic { before = turn; replace = 1; asked++ };
+        kick = 1;
+        atomic { turn != before -> before = 0 }
     :: SHRINK && !shrunk && done == TASKS && posted == TASKS ->
         wanted = 0; kick = 1; shrunk = 1
     :: posted == TASKS -> break
