@@ -52,6 +52,7 @@ local modules = {
   ["procpool.worker"] = "lua/procpool/worker.lua",
   ["procpool.core"] = {
     sources = {
+      "src/arena.c",
       "src/bind_codec.c",
       "src/bind_interrupt.c",
       "src/board.c",

@@ -201,6 +201,33 @@ void os_give_back(void *address, size_t size)
         madvise((void *)from, to - from, MADV_REMOVE);
 }
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+void os_populate(void *address, size_t size)
+{
+    static int unknown;     /* to kernels before 5.14: pages come one by one */
+    uintptr_t page = os_page_size();
+    uintptr_t from = (uintptr_t)address & ~(page - 1);
+    uintptr_t to = ((uintptr_t)address + size + page - 1) & ~(page - 1);
+    int before = errno;
+    if (!unknown && madvise((void *)from, to - from, MADV_POPULATE_WRITE) < 0)
+        unknown = errno == EINVAL;
+    errno = before;
+}
+
+void os_huge(void *address, size_t size)
+{
+    uintptr_t page = os_page_size();
+    uintptr_t from = ((uintptr_t)address + page - 1) & ~(page - 1);
+    uintptr_t to = ((uintptr_t)address + size) & ~(page - 1);
+    int before = errno;
+    if (from < to)
+        madvise((void *)from, to - from, MADV_HUGEPAGE);
+    errno = before;
+}
+
 uint64_t os_page_size(void)
 {
     static uint64_t page;

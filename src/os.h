@@ -38,6 +38,8 @@ void os_release(void *address, size_t size);
 void *os_zeroed(size_t size);   /* private, untouched pages; os_release */
 void os_protect(void *address, size_t size);     /* read-only from now on */
 void os_give_back(void *address, size_t size);   /* pages read as zero then */
+void os_populate(void *address, size_t size);    /* fault pages in, at once */
+void os_huge(void *address, size_t size);   /* huge pages, if there are any */
 uint64_t os_page_size(void);
 
 /* Sleeping and waking through a word in shared memory. */

@@ -21,6 +21,7 @@
 #include <lauxlib.h>
 #include <lualib.h>
 
+#include "arena.h"
 #include "bind_interrupt.h"
 #include "codec.h"
 #include "codec_scalar.h"
@@ -569,6 +570,22 @@ static int furnish(lua_State *T)
     return TOP;
 }
 
+/* What workers make is kept apart from what they inherit. A host's allocator
+** of its own is left alone: it may count. */
+static void open_arena(lua_State *L)
+{
+#ifndef __SANITIZE_ADDRESS__
+    static int opened;  /* inherited by the keeper of a pool in a task */
+    void *data;
+    lua_Alloc present = lua_getallocf(L, &data);
+    if (opened || data)
+        return;
+    opened = 1;
+    arena_open(present, data);
+    lua_setallocf(L, arena_alloc, NULL);
+#endif
+}
+
 /*
 ** In the keeper. Lua's collector writes into every object it visits; made
 ** generational here, once, it leaves the inherited ones alone in workers.
@@ -577,6 +594,7 @@ static void settle(void *context)
 {
     runner_t *run = context;
     self = run;
+    open_arena(run->L);
     run->T = lua_newthread(run->L);
     run->thread = luaL_ref(run->L, LUA_REGISTRYINDEX);
     lua_sethook(run->T, NULL, 0, 0);
@@ -595,6 +613,7 @@ static void settle(void *context)
     lua_gc(run->L, LUA_GCRESTART);
     runner_age(run->L);
     inherited = lua_gc(run->L, LUA_GCCOUNT);
+    arena_seal();
 }
 
 static int open_worker(lua_State *T)
@@ -617,6 +636,7 @@ static int start(void *context, worker_t *w, buffer_t *complaint)
 {
     runner_t *run = context;
     lua_State *T = run->T;
+    arena_warm();
     run->w = w;
     run->stage = LOADING;
     lua_pushcfunction(T, open_worker);

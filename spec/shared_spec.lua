@@ -1,0 +1,48 @@
+local procpool = require("procpool")
+
+-- Bytes of this process's memory that no other process has.
+local function private_memory()
+    local sum = 0
+    for line in io.lines("/proc/self/smaps_rollup") do
+        sum = sum + (tonumber(line:match("^Private_Dirty:%s+(%d+) kB")) or 0)
+    end
+    return sum * 1024
+end
+
+describe("what workers inherit", function()
+    -- 64 MiB of strings of 1 KiB, with a hole of garbage after each.
+    local function holey()
+        local kept = {}
+        for i = 1, 64 * 1024 do
+            kept[i] = ("x"):rep(980) .. i
+        end
+        collectgarbage()
+        return kept
+    end
+
+    it("stays shared while tasks read it and make objects of their own", function()
+        local kept = holey()
+        local pool <close> = procpool.new(2, { shared = kept })
+        local owns = pool:map(function()
+            local shared = require("procpool").worker.shared
+            local bytes, mine = 0, {}
+            for i = 1, #shared do
+                bytes = bytes + #shared[i]
+            end
+            for i = 1, 200000 do
+                mine[i % 1000] = { i }
+            end
+            collectgarbage()
+            return { bytes = bytes, private = private_memory() }
+        end, { 1, 2, 3, 4 }, { chunksize = 1 })
+        local bytes = 0
+        for i = 1, #kept do
+            bytes = bytes + #kept[i]
+        end
+        for _, own in ipairs(owns) do
+            assert.equal(bytes, own.bytes)
+            -- A few MiB of garbage are alive at a time; a copy would be 64.
+            assert.is_true(own.private < 24 << 20, ("%d MiB"):format(own.private >> 20))
+        end
+    end)
+end)
