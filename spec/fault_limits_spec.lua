@@ -403,12 +403,12 @@ describe("a control group", function()
                     end
                     return #hoard
                 end)
-                print(ok, err.kind, err.signal)
+                print(ok, err.kind, err.signal, err.message:match("possibly out of memory"))
                 require("spec.support.fault").probe(pool)
             end
             print(pool:state())
         end, { command = group.command })
-        assert.equal(("false\tlost\t9\n"):rep(2) .. "running\n",
+        assert.equal(("false\tlost\t9\tpossibly out of memory\n"):rep(2) .. "running\n",
             result.out, result.err)
     end)
 

@@ -309,6 +309,16 @@ static void judge_unbegun(keeper_t *k, const life_t *l, cell_t *cell,
     judge_begun(k, l, cell, v);
 }
 
+static enum died death_of(const life_t *l, int status)
+{
+    if (l->hung_up_at && l->kill_reason == REASON_CRASH)
+        return DEATH_EXECUTED;
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL &&
+        l->kill_reason == REASON_NONE && os_oom_killed())
+        return DEATH_MEMORY;
+    return DEATH_UNDER_TASK;
+}
+
 /* Called for a reaped life that still had its turn. */
 static void judge(keeper_t *k, const life_t *l, int status)
 {
@@ -331,8 +341,7 @@ static void judge(keeper_t *k, const life_t *l, int status)
     v.pid = (int32_t)l->pid;
     v.signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
     v.exitcode = WIFEXITED(status) ? WEXITSTATUS(status) : 0;
-    v.phase = l->hung_up_at && l->kill_reason == REASON_CRASH
-                  ? DEATH_EXECUTED : DEATH_UNDER_TASK;
+    v.phase = death_of(l, status);
     if (begun && RUN_STATE(run) != RUN_IDLE && RUN_ITEM(run) == next)
         judge_begun(k, l, cell, &v);
     else

@@ -167,8 +167,10 @@ static void describe_loss(const outcome_t *o, char *text, size_t room)
     if (o->phase == DEATH_EXECUTED)
         snprintf(text, room, "executed another program under the task");
     else if (o->signal)
-        snprintf(text, room, "was killed by signal %u (%s) %s", o->signal,
-                 strsignal((int)o->signal), when);
+        snprintf(text, room, "was killed by signal %u (%s%s) %s", o->signal,
+                 strsignal((int)o->signal),
+                 o->phase == DEATH_MEMORY ? "; possibly out of memory" : "",
+                 when);
     else
         snprintf(text, room, "exited with status %d %s",
                  (int)(int32_t)o->exitcode, when);

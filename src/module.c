@@ -97,6 +97,7 @@ __attribute__((visibility("default"))) int luaopen_procpool_core(lua_State *L);
 int luaopen_procpool_core(lua_State *L)
 {
     luaL_checkversion(L);
+    os_oom_killed();
     handle_register(L);
     luaL_newlib(L, functions);
     luaL_setfuncs(L, bind_codec_functions, 0);

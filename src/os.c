@@ -686,6 +686,22 @@ uint64_t os_page_faults(void)
                                                : 0;
 }
 
+int os_oom_killed(void)
+{
+    static uint64_t kills, seen_at;
+    static int known;
+    char text[16 * 1024];
+    if (read_small("/proc/vmstat", text, sizeof text) <= 0)
+        return 0;
+    const char *key = "\noom_kill ", *at = strstr(text, key);
+    uint64_t now = at ? strtoull(at + strlen(key), NULL, 10) : 0;
+    if (known && now > kills)
+        seen_at = os_now();
+    kills = now;
+    known = 1;
+    return seen_at && os_now() - seen_at < OS_SECOND;
+}
+
 double os_cpu_seconds(pid_t pid)
 {
     char text[1024];

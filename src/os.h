@@ -91,6 +91,10 @@ uint64_t os_private_memory(pid_t pid);  /* exact, walks page tables; 0: unknown 
 uint64_t os_resident_memory(pid_t pid); /* anonymous resident, cheap */
 uint64_t os_page_faults(void);          /* minor faults of this process */
 double os_cpu_seconds(pid_t pid);       /* user + system; 0 when unknown */
+/* Has the kernel killed a process for want of memory, any on this machine,
+** since the last call (in an ancestor, too) or in the last second? The first
+** call only learns how many there were. */
+int os_oom_killed(void);
 
 #pragma GCC visibility pop
 #endif

@@ -68,7 +68,8 @@ enum verdict { VERDICT_LOST, VERDICT_TIMELIMIT, VERDICT_MEMORY,
 enum died {
     DEATH_UNDER_TASK,
     DEATH_BEFORE_TASK,  /* for the third time: before it began */
-    DEATH_EXECUTED      /* it executed another program and was killed */
+    DEATH_EXECUTED,     /* it executed another program and was killed */
+    DEATH_MEMORY        /* by the kernel, possibly for want of memory */
 };
 
 typedef struct record_verdict {
