@@ -14,6 +14,7 @@ typedef struct buffer {
     /* Makes room for at least `need` bytes past `used`; it may move data,
     ** keeping the used bytes. 0, or a negative errno. */
     int (*grow)(struct buffer *b, size_t need);
+    size_t most;        /* what it can grow to at the best; 0: not known */
 } buffer_t;
 
 #endif

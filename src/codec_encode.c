@@ -78,9 +78,11 @@ static result_t refuse(encoder_t *e, const char *what)
 
 static result_t no_room(encoder_t *e, size_t size)
 {
+    const buffer_t *b = e->out;
+    size_t room = b->most > e->start ? b->most - e->start : b->room - e->start;
     char text[128];
     snprintf(text, sizeof text, "%zu bytes do not fit, there is room for %zu",
-             e->out->used - e->start + size, e->out->room - e->start);
+             b->used - e->start + size, room);
     return refuse(e, text);
 }
 

@@ -168,6 +168,7 @@ void outbox_open(outbox_t *o, region_t *r, uint32_t slot,
     o->o_high = atomic_load_explicit(&o->o_slot->room, memory_order_relaxed);
     o->o_starved = starved;
     o->record.grow = grow;
+    o->record.most = r->outbox_size - 3 * RECORD_HEADER - sizeof(record_cell_t);
 }
 
 void outbox_cell(outbox_t *o, const record_cell_t *cell)

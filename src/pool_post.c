@@ -50,6 +50,7 @@ void draft_open(draft_t *d, pool_t *p, void *small, size_t size)
     d->buffer.used = 0;
     d->buffer.room = size;
     d->buffer.grow = draft_grow;
+    d->buffer.most = p->r ? (size_t)p->r->heap_size : 0;
     d->d_pool = p;
     d->d_block.offset = d->d_block.size = 0;
     d->d_full = 0;

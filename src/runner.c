@@ -542,7 +542,8 @@ static int go_deep(lua_State *L)
 static int warm_up(lua_State *L)
 {
     unsigned char small[512];
-    buffer_t b = { small, 0, sizeof small, refuse_growth };
+    buffer_t b = { .data = small, .room = sizeof small,
+                   .grow = refuse_growth };
     lua_pushcfunction(L, go_deep);
     lua_pushinteger(L, 8);
     lua_call(L, 1, 0);

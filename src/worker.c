@@ -690,7 +690,8 @@ static int start(worker_t *w)
         return 0;
     complaint_t *c = region_complaint(w->w_region, w->w_index,
                                       w->w_generation);
-    buffer_t complaint = { c->bytes, 0, sizeof c->bytes, no_room };
+    buffer_t complaint = { .data = c->bytes, .room = sizeof c->bytes,
+                           .grow = no_room };
     if (w->w_work->start(w->w_work->context, w, &complaint) == 0)
         return 0;
     c->kind = complaint.used ? COMPLAINT_ENCODED : COMPLAINT_NONE;
