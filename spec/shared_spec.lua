@@ -25,7 +25,7 @@ describe("what workers inherit", function()
         local pool <close> = procpool.new(2, { shared = kept })
         local owns = pool:map(function()
             local shared = require("procpool").worker.shared
-            local bytes, mine = 0, {}
+            local bytes, mine = 0, {} -- luacheck: ignore 241
             for i = 1, #shared do
                 bytes = bytes + #shared[i]
             end

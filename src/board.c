@@ -260,6 +260,8 @@ uint64_t board_next(board_t *b)
             return NO_CELL;
         cell = cell_at(b->b_region, p, &index);
     }
+    if (!cell)
+        return NO_CELL;
     cell->position = p;
     return index;
 }

@@ -32,8 +32,10 @@ static char ref_meta;
 handle_t *handle_check(lua_State *L)
 {
     handle_t *h = lua_touserdata(L, 1);
-    if (!h || lua_rawlen(L, 1) < sizeof *h || h->magic != MAGIC)
+    if (!h || lua_rawlen(L, 1) < sizeof *h || h->magic != MAGIC) {
         luaL_argerror(L, 1, "procpool.Handle expected");
+        __builtin_unreachable();    /* it raised */
+    }
     if (h->pool.owner != os_pid())
         luaL_error(L, "this pool belongs to process %d, not to its child %d",
                    (int)h->pool.owner, (int)os_pid());

@@ -135,6 +135,7 @@ static int make_tables(pool_t *p)
     /* Large and mostly never touched: pages of their own, since malloc would
     ** clear what it has had before. */
     p->readers = os_zeroed((r->slots_max + 1) * sizeof *p->readers);
+    /* an array of pointers: NOLINTNEXTLINE(bugprone-sizeof-expression) */
     p->entries = os_zeroed(r->segment_count * sizeof *p->entries);
     p->funcs = calloc(16, sizeof *p->funcs);
     p->funcs_room = 16;
@@ -203,8 +204,10 @@ static void give_back(pool_t *p)
     heap_close(&p->heap);
     for (uint64_t i = 0; p->entries && i < p->board.b_segments_used; i++)
         free(p->entries[i]);
-    if (p->entries)
+    if (p->entries) {
+        /* an array of pointers: NOLINTNEXTLINE(bugprone-sizeof-expression) */
         os_release(p->entries, p->r->segment_count * sizeof *p->entries);
+    }
     if (p->readers)
         os_release(p->readers, (p->r->slots_max + 1) * sizeof *p->readers);
     board_close(&p->board);
@@ -346,7 +349,7 @@ enum pool_end pool_look(pool_t *p)
 int pool_join(pool_t *p, uint64_t deadline)
 {
     while (p->r && !p->gone) {
-        uint64_t until = deadline, now = os_now();
+        uint64_t until = deadline;
         if (p->terminated && (!until || p->kill_at < until))
             until = p->kill_at;
         os_hold_signals();
@@ -359,7 +362,7 @@ int pool_join(pool_t *p, uint64_t deadline)
             pool_look(p);
             continue;
         }
-        now = os_now();
+        uint64_t now = os_now();
         if (p->terminated && now >= p->kill_at) {
             kill_keeper(p);
             p->kill_at = UINT64_MAX;

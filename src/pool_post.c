@@ -126,10 +126,12 @@ entry_t *pool_entry(const pool_t *p, uint64_t index)
 
 static entry_t *make_entry(pool_t *p, uint64_t index)
 {
-    entry_t **segment = &p->entries[index / SEGMENT_CELLS];
-    if (!*segment)
-        *segment = calloc(SEGMENT_CELLS, sizeof **segment);
-    return *segment ? &(*segment)[index % SEGMENT_CELLS] : NULL;
+    entry_t *segment = p->entries[index / SEGMENT_CELLS];
+    if (!segment) {
+        segment = calloc(SEGMENT_CELLS, sizeof *segment);
+        p->entries[index / SEGMENT_CELLS] = segment;
+    }
+    return segment ? &segment[index % SEGMENT_CELLS] : NULL;
 }
 
 static void fill_entry(pool_t *p, entry_t *e, const post_t *post)
@@ -204,6 +206,8 @@ int64_t pool_post(pool_t *p, const post_t *post, uint64_t *cell_index)
 void pool_end_cell(pool_t *p, uint64_t index)
 {
     entry_t *e = pool_entry(p, index);
+    if (!e)
+        return;
     e->live = 0;
     heap_free(&p->heap, &e->args);
     pool_func_release(p, e->func);
@@ -260,8 +264,9 @@ int pool_cancel(pool_t *p, uint64_t ticket, int all)
         return 1;
     if (CELL_STATE(atomic_load(&cell->word)) == CELL_FREE)
         return 1;   /* taken back already, its outcome not read yet */
-    if (all)
-        pool_entry(p, index)->cancelled = 1;
+    entry_t *e = pool_entry(p, index);
+    if (all && e)
+        e->cancelled = 1;
     if (all || atomic_load(&cell->cancel) == CANCEL_NONE)
         atomic_store(&cell->cancel, all ? CANCEL_ALL : CANCEL_REST);
     /* It may have been put back just before the store above. */
