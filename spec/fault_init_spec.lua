@@ -114,10 +114,10 @@ describe("an initializer", function()
             end
         end)
         local pids = ready(pool)
+        local begun = fault.now()
         for _, pid in ipairs(pids) do
             c.kill(pid, 9)
         end
-        local begun = fault.now()
         local err = fails("initializer", function()
             pool:apply_async(math.abs, { -1 }):get(fault.HANG)
         end)
