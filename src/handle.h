@@ -3,6 +3,7 @@
 ** methods lua/procpool/core_meta.lua describes.
 **
 ** handle.c       opening, calls, chunks, control
+** handle_func.c  functions that are sent
 ** handle_take.c  what has arrived goes into the jobs' tables
 ** handle_stats.c counters
 */
@@ -66,7 +67,26 @@ int handle_open(lua_State *L);
 /* Makes the metatable. */
 void handle_register(lua_State *L);
 
-int handle_take(lua_State *L);      /* methods in files of their own */
+/* A function that is held for Lua; given back when it is collected. Its user
+** value is the handle. */
+typedef struct ref {
+    handle_t *handle;
+    uint32_t func;
+    uint32_t kept;      /* the cache's: release does nothing */
+} ref_t;
+
+enum { FOUND, FULL, REFUSED };
+
+/* The FuncRef at `index`, or an error. */
+ref_t *handle_ref(lua_State *L, int index);
+/* The function of a call, at `index`, with a reference for the caller in
+** *func: FOUND; or FULL or REFUSED, and the reason pushed. */
+int handle_func_of_call(lua_State *L, handle_t *h, int index, uint32_t *func);
+void handle_register_refs(lua_State *L);
+
+int handle_func(lua_State *L);      /* methods in files of their own */
+int handle_release(lua_State *L);
+int handle_take(lua_State *L);
 int handle_stats(lua_State *L);
 int handle_replaced(lua_State *L);
 /* Pushes kind, message, traceback, value of a pool that is broken, or

@@ -1,6 +1,6 @@
 /*
-** worker.c - see worker.h. Runs in a worker process only (or in a test's
-** thread); the signal handlers at the end run in it too.
+** worker.c - a worker's life: see worker.h. Runs in a worker process only (or
+** in a test's thread); the process around it is worker_process.c.
 **
 ** Invariants: the worker owns at most one cell, the one `intent` names; it
 ** writes to its slot and outbox only while `turn` is its generation (but for
@@ -11,8 +11,6 @@
 #include "worker.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,8 +19,6 @@
 #include "fault.h"
 #include "os.h"
 #include "wake.h"
-
-worker_t *worker_current;
 
 #define SPIN_MIN (2 * OS_US)
 #define SPIN_MAX (60 * OS_US)
@@ -595,88 +591,6 @@ enum reason worker_serve(worker_t *w)
     return reason;
 }
 
-/* --- the process around it ---------------------------------------------- */
-
-static void on_term(int sig)
-{
-    (void)sig;
-    worker_t *w = worker_current;
-    if (!w || w->w_pid != getpid())
-        return;
-    w->w_term = 1;
-    atomic_store(&w->w_slot->bell, 0);  /* ends a sleep about to begin */
-}
-
-static void on_stop(int sig)
-{
-    (void)sig;
-    worker_t *w = worker_current;
-    if (w && w->w_pid == getpid() && worker_stop_reason(w) != REASON_NONE)
-        w->w_work->interrupt(w->w_work->context);
-}
-
-static void on_nothing(int sig)
-{
-    (void)sig;
-}
-
-static void handle(int sig, void (*handler)(int), int flags)
-{
-    struct sigaction action;
-    memset(&action, 0, sizeof action);
-    action.sa_handler = handler;
-    action.sa_flags = flags;
-    sigemptyset(&action.sa_mask);
-    sigaction(sig, &action, NULL);
-}
-
-/* A task called exit(): that is its outcome, and the end of this life. The
-** handler was registered after the parent's fork, so it runs before any
-** inherited one, which then never runs. */
-static void on_exit_called(int code, void *unused)
-{
-    (void)unused;
-    worker_t *w = worker_current;
-    if (!w || w->w_pid != getpid()) {
-        fflush(NULL);
-        _exit(code);  /* a child that a task forked */
-    }
-    if (LIFE_PHASE(atomic_load(life_of(w))) == PHASE_STARTING) {
-        complaint_t *c = region_complaint(w->w_region, w->w_index,
-                                          w->w_generation);
-        int32_t wide = code;
-        memcpy(c->bytes, &wide, sizeof wide);
-        c->kind = COMPLAINT_EXIT;
-        c->size = sizeof wide;
-        atomic_store(life_of(w), LIFE_WORD(w->w_generation, REASON_CRASH,
-                                           PHASE_FAILED));
-    } else if (w->w_cell && w->w_entered) {
-        int32_t wide = code;
-        uint32_t next = w->w_item + 1;
-        int last = next >= w->w_cell->items;
-        outbox_put(&w->w_out, RECORD_EXIT, &wide, sizeof wide);
-        settle(w, next);  /* the last: from here on the cell is not ours */
-        if (!last)
-            put_back_rest(w, next);
-        tell_parent(w->w_region, w->w_slot);
-        give_turn(w, REASON_CRASH);
-    }
-    fflush(NULL);
-    _exit(code);
-}
-
-/* In the child of a fork that a task made: it is no worker. */
-static void disown(void)
-{
-    if (worker_current) {
-        worker_current->w_disowned = 1;
-        /* Whoever waits for the crew must not wait for this process. */
-        int crew = worker_current->w_region->crew_fd;
-        os_close(&crew);
-    }
-    worker_current = NULL;
-}
-
 static int no_room(buffer_t *b, size_t need)
 {
     (void)b;
@@ -684,7 +598,7 @@ static int no_room(buffer_t *b, size_t need)
     return -EMSGSIZE;
 }
 
-static int start(worker_t *w)
+int worker_start(worker_t *w)
 {
     if (!w->w_work->start)
         return 0;
@@ -701,59 +615,24 @@ static int start(worker_t *w)
     return -1;
 }
 
-/* "procpool NAME worker N"; by hand, since snprintf costs seven page faults in
-** a fresh process, a sixth of all. */
-static void set_title(const worker_t *w)
+void worker_exited(worker_t *w, int32_t code)
 {
-    char role[24] = "worker ", *digit = role + sizeof role - 1;
-    for (uint32_t n = w->w_index + 1; n; n /= 10)
-        *--digit = (char)('0' + n % 10);
-    memmove(role + 7, digit, strlen(digit) + 1);
-    os_title(w->w_region->set.name, role);
-}
-
-void worker_prepare(void)
-{
-    /* Handlers rather than SIG_IGN: what a task executes gets the defaults. */
-    handle(SIGINT, on_nothing, SA_RESTART);
-    handle(SIGPIPE, on_nothing, SA_RESTART);
-    handle(SIGTERM, on_term, SA_RESTART);
-    handle(STOP_SIGNAL, on_stop, 0);
-    pthread_atfork(NULL, NULL, disown);
-    on_exit(on_exit_called, NULL);
-}
-
-static void unblock_signals(void)
-{
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-}
-
-_Noreturn void worker_main(region_t *r, uint32_t slot, uint32_t generation,
-                           const work_t *work, pid_t keeper)
-{
-    static worker_t self;
-    FAULT_POINT("child.post_fork");
-    setpgid(0, 0);
-    os_die_with(keeper);
-    worker_open(&self, r, slot, generation, work);
-    worker_current = &self;
-    set_title(&self);
-    os_batch();  /* a parent that queues much is not preempted by each wake */
-    unblock_signals();
-    os_volunteer_for_oom();
-    if (start(&self) < 0) {
-        fflush(NULL);
-        _exit(1);
+    if (LIFE_PHASE(atomic_load(life_of(w))) == PHASE_STARTING) {
+        complaint_t *c = region_complaint(w->w_region, w->w_index,
+                                          w->w_generation);
+        memcpy(c->bytes, &code, sizeof code);
+        c->kind = COMPLAINT_EXIT;
+        c->size = sizeof code;
+        atomic_store(life_of(w), LIFE_WORD(w->w_generation, REASON_CRASH,
+                                           PHASE_FAILED));
+    } else if (w->w_cell && w->w_entered) {
+        uint32_t next = w->w_item + 1;
+        int last = next >= w->w_cell->items;
+        outbox_put(&w->w_out, RECORD_EXIT, &code, sizeof code);
+        settle(w, next);  /* the last: from here on the cell is not ours */
+        if (!last)
+            put_back_rest(w, next);
+        tell_parent(w->w_region, w->w_slot);
+        give_turn(w, REASON_CRASH);
     }
-    os_die_with(keeper);  /* an initializer that changed uid cleared it */
-    worker_serve(&self);
-    FAULT_POINT("recycle.pre_exit");
-    if (work->stop && r->set.has_finalizer) {
-        kick_keeper(r);  /* it bounds the finalizer by `grace` */
-        work->stop(work->context, &self);
-    }
-    fflush(NULL);
-    _exit(0);
 }

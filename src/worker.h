@@ -5,6 +5,9 @@
 ** The engine knows tasks as bytes in and bytes out; what it means to run one
 ** is a work_t, filled in by whoever embeds the engine (the Lua binding, the
 ** C tests).
+**
+** worker.c           the life
+** worker_process.c   the process around it
 */
 #ifndef PROCPOOL_WORKER_H
 #define PROCPOOL_WORKER_H
@@ -96,6 +99,11 @@ _Noreturn void worker_main(region_t *r, uint32_t slot, uint32_t generation,
 void worker_open(worker_t *w, region_t *r, uint32_t slot, uint32_t generation,
                  const work_t *work);
 enum reason worker_serve(worker_t *w);
+/* The initializer: 0, or -1 and why is in the slot's complaint. */
+int worker_start(worker_t *w);
+/* The process ends by exit(code): its initializer's failure, or its task's
+** outcome. */
+void worker_exited(worker_t *w, int32_t code);
 
 /* After so many tasks of a worker its slot's next life is started; 0: as soon
 ** as the worker itself, since lives are that short. */
