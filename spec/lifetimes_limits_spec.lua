@@ -6,6 +6,7 @@ local teardown = teardown
 local _ENV = _G -- luacheck: ignore 211
 -- (busted gives files an environment, which cannot travel)
 
+local clean = require("spec.support.clean")
 local pools = require("spec.support.pools")
 local procpool = require("procpool")
 
@@ -284,6 +285,66 @@ for _, processes in ipairs { 0, 1 } do
         end)
     end)
 end
+
+describe("leaving in the middle of a chunk", function()
+    local function noted(log, text)
+        for _, line in ipairs(pools.notes(log)) do
+            if line == text then return true end
+        end
+    end
+
+    -- Who leaves must tell the parent of what it did before it gives the rest of
+    -- its chunk to another worker. Here that one ends the chunk while the parent
+    -- is between the two outboxes: in a constructor that the first one's outcome
+    -- calls. Worker 1's successor starts too late (20 s) to tell it instead.
+    it("leaves no result behind that nobody tells of", function()
+        local log, slow, start = pools.path(), pools.gate(), pools.gate()
+        local gates = { pools.gate(), pools.gate() }
+        local second
+        local function between()
+            pools.open(start)
+            pools.eventually("the rest done", function()
+                return noted(log, "4") and clean.state(second) == "S"
+            end)
+            return "between"
+        end
+        procpool.register("spec.between", between)
+        local slow_class = { __reduce = function() return between end }
+        local pool <close> = procpool.new(2, {
+            initializer = function()
+                if require("procpool").worker.generation > 1 then pools.pass(slow) end
+            end,
+        })
+        pools.settled(pool)
+        second = pool:stats().workers[2].pid
+        local calls = {}
+        for i = 1, 2 do
+            calls[i] = pool:apply_async(function()
+                local id = require("procpool").worker.id
+                pools.pass(gates[id], log, "in " .. id)
+                return id == 1 and setmetatable({}, slow_class)
+            end)
+        end
+        pools.eventually("both busy", function() return noted(log, "in 1") and noted(log, "in 2") end)
+        local result = pool:map_async(function(x)
+            if x == 2 then
+                pools.pass(start, log, "two")
+                require("procpool").worker.recycle()
+            end
+            pools.note(log, x)
+            return x
+        end, { 1, 2, 3, 4 }, 4)
+        pools.open(gates[1])
+        pools.eventually("the chunk begun", function() return noted(log, "two") end)
+        pools.open(gates[2])
+        -- (a wait that ends by its timeout looks everywhere, and finds it)
+        local begun = pools.now()
+        assert.same({ 1, 2, 3, 4, n = 4 }, result:get(15))
+        assert.is_true(pools.now() - begun < 14)
+        assert.is_true(calls[1]:get(0) == "between" or calls[2]:get(0) == "between")
+        pools.open(slow)
+    end)
+end)
 
 describe("recyclejitter", function()
     teardown(pools.cleanup)

@@ -339,6 +339,9 @@ int worker_next(worker_t *w)
         return 0;
     }
     if (w->w_reason != REASON_NONE) {
+        /* First: whoever ends the cell tells of its own outbox only, and the
+        ** parent may have been at ours before. */
+        tell_parent(w->w_region, w->w_slot);
         put_back_rest(w, i);
         return 0;
     }
