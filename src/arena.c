@@ -3,6 +3,9 @@
 ** Allocator" (USENIX 1994): a free list and a count in each, so that a slab
 ** whose blocks are all free may serve another size. As with malloc, memory is
 ** not given back before the worker ends.
+**
+** A block's size is known from its slab: the old size that the caller names is
+** not relied on, since C modules that use Lua's allocator may get it wrong.
 */
 #include "arena.h"
 
@@ -13,7 +16,7 @@
 
 #define KIB           ((size_t)1024)
 #define MIB           (1024 * KIB)
-#define RANGES        32
+#define RANGES        48
 #define FIRST_RANGE   (64 * MIB) /* address space; each further one doubles */
 #define LARGEST_RANGE (4096 * MIB)
 #define LEAST_RANGE   (256 * KIB) /* where address space is limited */
@@ -24,15 +27,6 @@
 #define FINE         512
 #define FINE_CLASSES (FINE / 16)
 #define CLASSES      (FINE_CLASSES + 4 * 3)
-/* Slabs: small ones for the fine classes, so that a young worker's few objects
-** of many sizes lie on few pages. Aligned to their size. */
-#define SLAB       (4 * KIB)
-#define LARGE_SLAB (32 * KIB)
-
-typedef struct range {
-    char *base;
-    size_t size;
-} range_t;
 
 typedef struct free_block {
     struct free_block *next;
@@ -43,190 +37,199 @@ typedef struct slab {
     struct slab *next, *before; /* of the same class, with room; or free */
     uint16_t used, room;        /* blocks */
     uint16_t fresh;             /* blocks that were in use once */
-    uint16_t life;              /* of the arena, when it was made */
+    uint8_t class;
+    uint8_t life; /* of the arena, when it was made */
 } slab_t;
+
+/* Slabs of one size, aligned to it. Small ones for the fine classes, so that a
+** young worker's few objects of many sizes lie on few pages. */
+typedef struct zone {
+    size_t slab;
+    char *top, *present, *end; /* of its last range: free from; present; end */
+    size_t range;              /* size of that */
+    size_t used;               /* bytes of slabs */
+    slab_t *free;
+} zone_t;
+
+typedef struct range {
+    char *base;
+    size_t size;
+    size_t slab;
+} range_t;
 
 static struct {
     arena_alloc_t outer;
     void *outer_data;
-    range_t ranges[RANGES]; /* the last is being filled */
+    range_t ranges[RANGES];
     unsigned count;
-    char *top, *present, *end; /* of the last: free from, present up to, end */
-    size_t used;               /* bytes of full ranges */
-    int full;                  /* no further range to be had */
-    uint16_t life;
+    uint8_t life;
+    zone_t fine, coarse;
     slab_t *with_room[CLASSES];
-    slab_t *free[2]; /* small slabs, large ones */
-} arena;
+} arena = {.fine = {.slab = 4 * KIB}, .coarse = {.slab = 32 * KIB}};
 
-/* Class of a size from 1 to ARENA_SMALL, and the size of its blocks. */
-static unsigned class_of(size_t size, size_t *rounded)
+/* Class of a size from 1 to ARENA_SMALL. */
+static unsigned class_of(size_t size)
 {
-    if (size <= FINE) {
-        unsigned class = (unsigned)((size + 15) / 16);
-        *rounded = (size_t) class * 16;
-        return class - 1;
-    }
+    if (size <= FINE)
+        return (unsigned)((size - 1) / 16);
     unsigned log = 63 - (unsigned)__builtin_clzll(size - 1); /* 2^log < size */
     size_t step = (size_t)1 << (log - 2);
-    size_t quarter = (size - ((size_t)1 << log) + step - 1) / step;
-    *rounded = ((size_t)1 << log) + quarter * step;
-    return FINE_CLASSES + (log - 9) * 4 + (unsigned)quarter - 1;
+    size_t quarter = (size - 1 - ((size_t)1 << log)) / step;
+    return FINE_CLASSES + (log - 9) * 4 + (unsigned)quarter;
 }
 
-static int is_ours(const void *block, size_t size)
+/* Size of a class's blocks. */
+static size_t size_of(unsigned class)
 {
-    if (size > ARENA_SMALL)
-        return 0;
-    for (unsigned i = arena.count; i-- > 0;)
-        if ((size_t)((const char *)block - arena.ranges[i].base) <
-            arena.ranges[i].size)
-            return 1;
-    return 0;
+    if (class < FINE_CLASSES)
+        return (class + 1) * (size_t)16;
+    unsigned log = 9 + (class - FINE_CLASSES) / 4;
+    size_t step = (size_t)1 << (log - 2);
+    return ((size_t)1 << log) + ((class - FINE_CLASSES) % 4 + 1) * step;
 }
 
-static int next_range(void)
+static zone_t *zone_of(unsigned class)
 {
-    size_t size = FIRST_RANGE;
-    if (arena.full || arena.count == RANGES)
-        return 0;
-    if (arena.count) {
-        size = 2 * arena.ranges[arena.count - 1].size;
-        arena.used += (size_t)(arena.top - arena.ranges[arena.count - 1].base);
+    return class < FINE_CLASSES ? &arena.fine : &arena.coarse;
+}
+
+/* The slab of a block, or NULL: it is from outside. */
+static slab_t *slab_of(const void *block)
+{
+    for (unsigned i = arena.count; i-- > 0;) {
+        const range_t *g = &arena.ranges[i];
+        if ((size_t)((const char *)block - g->base) < g->size)
+            return (slab_t *)((uintptr_t)block & ~(uintptr_t)(g->slab - 1));
     }
+    return NULL;
+}
+
+static int next_range(zone_t *z)
+{
+    size_t size = z->range ? 2 * z->range : FIRST_RANGE;
+    if (arena.count == RANGES)
+        return 0;
     if (size > LARGEST_RANGE)
         size = LARGEST_RANGE;
     char *base;
     while (!(base = os_zeroed(size)) && size > LEAST_RANGE)
         size /= 2;
-    if (!base) {
-        arena.full = 1;
+    if (!base)
         return 0;
-    }
-    arena.ranges[arena.count++] = (range_t){base, size};
-    arena.top = arena.present = base;
-    arena.end = base + size;
+    arena.ranges[arena.count++] = (range_t){base, size, z->slab};
+    z->range = size;
+    z->top = z->present = base + (-(uintptr_t)base & (z->slab - 1));
+    z->end = base + size;
     return 1;
 }
 
-/* Makes the pages up to `to` present, and some more. */
-static void make_present(const char *to)
+/* Makes the pages up to `to` present, and some more; while little is in use,
+** none but those of a young worker's. */
+static void make_present(zone_t *z, const char *to)
 {
-    size_t used =
-        arena.used + (size_t)(arena.top - arena.ranges[arena.count - 1].base);
-    size_t step = used / 4;
-    if (step < FIRST_STEP)
+    size_t step = z->used / 4;
+    if (step < FIRST_STEP) {
+        if (z == &arena.coarse) {
+            z->present = z->top + z->slab;
+            return;
+        }
         step = FIRST_STEP;
+    }
     if (step > LARGEST_STEP)
         step = LARGEST_STEP;
     /* Whole steps, so that the largest ones are whole huge pages. */
     step = (size_t)1 << (63 - __builtin_clzll(step));
     uintptr_t next = ((uintptr_t)to + step - 1) & ~(uintptr_t)(step - 1);
-    if (next > (uintptr_t)arena.end)
-        next = (uintptr_t)arena.end;
-    size_t size = next - (uintptr_t)arena.present;
+    if (next > (uintptr_t)z->end)
+        next = (uintptr_t)z->end;
+    size_t size = next - (uintptr_t)z->present;
     if (step == LARGEST_STEP)
-        os_huge(arena.present, size);
-    os_populate(arena.present, size);
-    arena.present += size;
+        os_huge(z->present, size);
+    os_populate(z->present, size);
+    z->present += size;
 }
 
-static size_t slab_size(size_t rounded)
+/* A slab that was never in use. */
+static slab_t *extend(zone_t *z)
 {
-    return rounded <= FINE ? SLAB : LARGE_SLAB;
+    if ((size_t)(z->end - z->top) < z->slab && !next_range(z))
+        return NULL;
+    if ((size_t)(z->end - z->top) < z->slab)
+        return NULL;
+    if (z->present < z->top + z->slab)
+        make_present(z, z->top + z->slab);
+    slab_t *s = (slab_t *)(void *)z->top;
+    z->top += z->slab;
+    z->used += z->slab;
+    return s;
 }
 
-/* `size` fresh bytes, aligned to it. */
-static void *extend(size_t size)
-{
-    for (;;) {
-        size_t gap = -(uintptr_t)arena.top & (size - 1);
-        size_t left = (size_t)(arena.end - arena.top);
-        if (left >= gap + size) {
-            char *at = arena.top + gap;
-            if (arena.present < at + size)
-                make_present(at + size);
-            for (char *s = arena.top; s < at; s += SLAB) {
-                ((slab_t *)(void *)s)->next = arena.free[0];
-                arena.free[0] = (slab_t *)(void *)s;
-            }
-            arena.top = at + size;
-            return at;
-        }
-        if (!next_range())
-            return NULL;
-    }
-}
-
-static void list(slab_t *s, unsigned class)
+static void list(slab_t *s)
 {
     s->before = NULL;
-    s->next = arena.with_room[class];
+    s->next = arena.with_room[s->class];
     if (s->next)
         s->next->before = s;
-    arena.with_room[class] = s;
+    arena.with_room[s->class] = s;
 }
 
-static void unlist(slab_t *s, unsigned class)
+static void unlist(slab_t *s)
 {
     if (s->next)
         s->next->before = s->before;
     if (s->before)
         s->before->next = s->next;
     else
-        arena.with_room[class] = s->next;
+        arena.with_room[s->class] = s->next;
 }
 
-static slab_t *new_slab(unsigned class, size_t rounded)
+static slab_t *new_slab(unsigned class)
 {
-    size_t size = slab_size(rounded);
-    slab_t **head = &arena.free[size == LARGE_SLAB], *s = *head;
+    zone_t *z = zone_of(class);
+    slab_t *s = z->free;
     if (s)
-        *head = s->next;
-    else if (!(s = extend(size)))
+        z->free = s->next;
+    else if (!(s = extend(z)))
         return NULL;
     s->free = NULL;
     s->used = s->fresh = 0;
-    s->room = (uint16_t)((size - sizeof *s) / rounded);
+    s->room = (uint16_t)((z->slab - sizeof *s) / size_of(class));
+    s->class = (uint8_t) class;
     s->life = arena.life;
-    list(s, class);
+    list(s);
     return s;
 }
 
 static void *get(size_t size)
 {
-    size_t rounded;
-    unsigned class = class_of(size, &rounded);
+    unsigned class = class_of(size);
     slab_t *s = arena.with_room[class];
-    if (!s && !(s = new_slab(class, rounded)))
+    if (!s && !(s = new_slab(class)))
         return arena.outer(arena.outer_data, NULL, 0, size);
     free_block_t *b = s->free;
     if (b)
         s->free = b->next;
     else
-        b = (void *)((char *)(s + 1) + s->fresh++ * rounded);
+        b = (void *)((char *)(s + 1) + s->fresh++ * size_of(class));
     if (++s->used == s->room)
-        unlist(s, class);
+        unlist(s);
     return b;
 }
 
-static void put(void *block, size_t size)
+static void put(slab_t *s, void *block)
 {
-    size_t rounded;
-    unsigned class = class_of(size, &rounded);
-    size_t whole = slab_size(rounded);
-    slab_t *s = (void *)((uintptr_t)block & ~(uintptr_t)(whole - 1));
     if (s->life != arena.life)
         return; /* inherited: nothing that is filled again */
     free_block_t *b = block;
     b->next = s->free;
     s->free = b;
     if (s->used-- == s->room)
-        list(s, class);
+        list(s);
     if (s->used == 0) {
-        unlist(s, class);
-        s->next = arena.free[whole == LARGE_SLAB];
-        arena.free[whole == LARGE_SLAB] = s;
+        zone_t *z = zone_of(s->class);
+        unlist(s);
+        s->next = z->free;
+        z->free = s;
     }
 }
 
@@ -239,23 +242,22 @@ void arena_open(arena_alloc_t outer, void *outer_data)
 void arena_seal(void)
 {
     memset(arena.with_room, 0, sizeof arena.with_room);
-    memset(arena.free, 0, sizeof arena.free);
-    arena.present = arena.top;
+    arena.fine.free = arena.coarse.free = NULL;
+    arena.fine.present = arena.fine.top;
+    arena.coarse.present = arena.coarse.top;
     arena.life++;
 }
 
 void arena_warm(void)
 {
-    if (!arena.count)
+    zone_t *z = &arena.fine;
+    if ((size_t)(z->end - z->top) < FIRST_STEP)
         return;
-    char *base = arena.ranges[arena.count - 1].base, *from = base;
-    if ((size_t)(arena.top - base) > FIRST_STEP)
-        from = arena.top - FIRST_STEP;
-    if ((size_t)(arena.end - arena.top) >= FIRST_STEP)
-        arena.present = arena.top + FIRST_STEP;
-    os_populate(from, (size_t)(arena.present - from));
+    z->present = z->top + FIRST_STEP;
+    os_populate(z->top, FIRST_STEP);
 }
 
+/* From the outer allocator. */
 static void *outer_alloc(void *block, size_t old_size, size_t size)
 {
     void *b = arena.outer(arena.outer_data, block, old_size, size);
@@ -274,20 +276,20 @@ void *arena_alloc(void *data, void *block, size_t old_size, size_t new_size)
     (void)data;
     if (!block)
         return new_size ? fresh(old_size, new_size) : NULL;
-    if (!is_ours(block, old_size))
+    slab_t *s = slab_of(block);
+    if (!s)
         return outer_alloc(block, old_size, new_size);
     if (!new_size) {
-        put(block, old_size);
+        put(s, block);
         return NULL;
     }
-    size_t old_room, new_room;
-    if (new_size <= ARENA_SMALL &&
-        class_of(new_size, &new_room) == class_of(old_size, &old_room))
+    if (new_size <= ARENA_SMALL && class_of(new_size) == s->class)
         return block;
     void *moved = fresh(0, new_size);
     if (!moved)
         return NULL; /* Lua 5.4 knows that shrinking may fail, too */
-    memcpy(moved, block, old_size < new_size ? old_size : new_size);
-    put(block, old_size);
+    size_t room = size_of(s->class);
+    memcpy(moved, block, room < new_size ? room : new_size);
+    put(s, block);
     return moved;
 }

@@ -123,6 +123,27 @@ static void test_small_and_large(void)
     CHECK_EQ(outside, 0);
 }
 
+/* C modules that use Lua's allocator may name a wrong old size. */
+static void test_wrong_sizes(void)
+{
+    static unsigned char *blocks[200];
+    open_arena();
+    for (unsigned i = 0; i < 200; i++) {
+        blocks[i] = get(20 * (i + 1));
+        memset(blocks[i], (int)i, 20 * (i + 1));
+    }
+    for (unsigned i = 0; i < 200; i += 2)
+        drop(blocks[i], i % 3 ? 0 : 1000000);
+    for (unsigned i = 1; i < 200; i += 2) {
+        CHECK(is_filled(blocks[i], 20 * (i + 1), (unsigned char)i));
+        blocks[i] = arena_alloc(NULL, blocks[i], 0, 30 * (i + 1));
+        CHECK(is_filled(blocks[i], 20 * (i + 1), (unsigned char)i));
+    }
+    for (unsigned i = 1; i < 200; i += 2)
+        drop(blocks[i], 0);
+    CHECK_EQ(outside, 0);
+}
+
 static uint64_t resident_kib(void)
 {
     char line[256];
@@ -248,6 +269,7 @@ int main(int argc, char **argv)
         {"arena: blocks never overlap and keep what they hold",
          test_never_overlap, 0},
         {"arena: large blocks come from outside", test_small_and_large, 0},
+        {"arena: a wrong old size does no harm", test_wrong_sizes, 0},
         {"arena: an empty slab serves other sizes", test_reuse, 0},
         {"arena: nothing new lies where something was inherited", test_apart,
          0},
