@@ -163,6 +163,8 @@ static void test_reuse(void)
 {
     enum { BYTES = 64 * 1024 * 1024 };
     static void *blocks[BYTES / 48];
+    if (CHECK_TSAN || CHECK_ASAN)
+        check_skip("shadow memory counts, too");
     open_arena();
     memset(blocks, 0, sizeof blocks);
     uint64_t before = resident_kib();
@@ -207,6 +209,8 @@ static void test_apart(void)
 static void test_no_room(void)
 {
     struct rlimit none = {0, 0};
+    if (CHECK_TSAN || CHECK_ASAN)
+        check_skip("the sanitizer needs address space");
     open_arena();
     CHECK(malloc(MIB));
     arena_seal();
