@@ -128,6 +128,8 @@ static void make_tables(lua_State *L)
         lua_rawseti(L, -2, i + 1);
     }
     lua_setiuservalue(L, -2, UV_CALLS);
+    lua_pushliteral(L, "n");
+    lua_setiuservalue(L, -2, UV_N);
 }
 
 int handle_open(lua_State *L)
@@ -248,8 +250,8 @@ static int64_t post_draft(lua_State *L, handle_t *h, draft_t *d, post_t *post,
     return ticket;
 }
 
-/* Pushes the arguments listed by the table at `index`; their number. */
-static int push_args(lua_State *L, int index)
+/* How many arguments the table at `index` lists. */
+static lua_Integer count_args(lua_State *L, int index)
 {
     lua_Integer n;
     if (lua_isnil(L, index))
@@ -260,6 +262,12 @@ static int push_args(lua_State *L, int index)
     else
         n = luaL_checkinteger(L, -1);
     lua_pop(L, 1);
+    return n;
+}
+
+/* Pushes the n arguments listed by the table at `index`. */
+static int push_args(lua_State *L, int index, lua_Integer n)
+{
     if (n < 0 || n > 1000000 || !lua_checkstack(L, (int)n + 32))
         luaL_error(L, "too many arguments");
     for (lua_Integer i = 1; i <= n; i++)
@@ -268,19 +276,19 @@ static int push_args(lua_State *L, int index)
 }
 
 /*
-** Queues a call of the function at stack slot `f` with the arguments listed
-** in the next one; the cell's outcome goes to the job at `job`. Its ticket,
+** Queues a call of the function at stack slot `f` with the `count` arguments
+** listed in the next one; the cell's outcome goes to the job at `job`. Its ticket,
 ** or -1 with nil, kind and text pushed.
 */
 static int64_t post_call(lua_State *L, handle_t *h, int job, int f,
-                         post_t *post)
+                         lua_Integer count, post_t *post)
 {
     unsigned char small[CELL_INLINE];
     draft_t d;
     int rc = handle_func_of_call(L, h, f, &post->func);
     if (rc != FOUND)
         return push_refusal(L, rc == FULL ? "full" : "unserializable");
-    int n = push_args(L, f + 1);
+    int n = push_args(L, f + 1, count);
     draft_open(&d, &h->pool, small, sizeof small);
     d.buffer.used = FRAME;
     rc = codec_encode(L, lua_gettop(L) - n + 1, n, "args", &d.buffer);
@@ -307,27 +315,40 @@ static int handle_call(lua_State *L)
         return refuse_text(L, no, no), 3;
     read_limits(L, 5, h, &post);
     lua_settop(L, 4);
-    int64_t ticket = post_call(L, h, 2, 3, &post);
+    int64_t ticket = post_call(L, h, 2, 3, count_args(L, 4), &post);
     if (ticket < 0)
         return 3;
     lua_pushinteger(L, ticket);
     return 1;
 }
 
-/* handle:submit(f, args) -> job: handle:call of a new job, without options. */
+/*
+** handle:submit(f, args) -> job: handle:call of a new job, without options.
+** Nil if args is no plain list, for somebody else to look at.
+*/
 static int handle_submit(lua_State *L)
 {
+    lua_Integer count = 0;
     handle_t *h = handle_check(L);
     post_t post = { .items = 1, .tag = JOB_TAG(JOB_CALL, 0) };
     const char *no = refusal(&h->pool);
     if (no)
         return refuse_text(L, no, no), 3;
-    read_limits(L, 4, h, &post);
     lua_settop(L, 3);
+    read_limits(L, 4, h, &post);
+    if (!lua_isnil(L, 3)) {
+        if (!lua_istable(L, 3))
+            return 0;
+        lua_getiuservalue(L, 1, UV_N);
+        if (lua_rawget(L, 3) != LUA_TNIL)
+            return 0;
+        lua_settop(L, 3);
+        count = luaL_len(L, 3);
+    }
     lua_createtable(L, 2, 0);
     lua_getiuservalue(L, 1, UV_CLASS);
     lua_setmetatable(L, 4);
-    int64_t ticket = post_call(L, h, 4, 2, &post);
+    int64_t ticket = post_call(L, h, 4, 2, count, &post);
     if (ticket < 0)
         return 3;
     lua_pushinteger(L, -1 - ticket);
@@ -360,7 +381,7 @@ static int put_item(lua_State *L, draft_t *d, int spread)
     if (!spread)
         rc = codec_encode(L, first, 1, "args", b);
     else if (lua_istable(L, top)) {
-        n = push_args(L, top);
+        n = push_args(L, top, count_args(L, top));
         rc = codec_encode(L, top + 1, n, "args", b);
     } else
         lua_pushfstring(L, "args: a table of arguments expected, got %s",

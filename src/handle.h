@@ -38,7 +38,8 @@ enum {
     UV_CALLS,           /* failed, event, finished: CALL_* */
     UV_LAST,            /* the function of the last call, if it is kept */
     UV_CLASS,           /* metatable of the jobs that submit makes */
-    UV_COUNT = UV_CLASS
+    UV_N,               /* "n", ready for use */
+    UV_COUNT = UV_N
 };
 enum { CALL_FAILED = 1, CALL_EVENT, CALL_FINISHED };
 

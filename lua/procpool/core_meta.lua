@@ -87,7 +87,7 @@ function Handle:call(job, f, args, timeout, grace, retries) end
 ---@param class table
 function Handle:class(class) end
 
---- call of a new job, without options.
+--- call of a new job, without options; nil if args is anything but a plain list.
 ---@param f function
 ---@param args table?
 ---@return table? job

@@ -190,6 +190,9 @@ function Inline:class(class)
 end
 
 function Inline:submit(f, args)
+    if args ~= nil and (type(args) ~= "table" or args.n ~= nil) then
+        return nil
+    end
     local job = setmetatable({ -1 }, self.jobs)
     local ticket, kind, text = self:call(job, f, args or {})
     return ticket and job, kind, text

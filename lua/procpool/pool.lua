@@ -41,6 +41,9 @@ local meta = {
 
 local EMPTY = { n = 0 }
 
+-- The handles of pools, by pool: unlike a field, it may be asked of anything.
+local handle_of = setmetatable({}, { __mode = "k" })
+
 -- Checks ---------------------------------------------------------------------
 
 -- Raises unless called on a pool, in the process that made it.
@@ -134,9 +137,9 @@ end
 ---@param opts procpool.TaskOptions?
 ---@return any ...     all that f returned
 function Pool:apply(f, args, opts)
-    if opts == nil and type(self) == "table" and f == self._usual and getpid() == self._owner
-        and (args == nil or type(args) == "table" and args.n == nil) then
-        local job = self._handle:submit(f, args)
+    local handle = opts == nil and handle_of[self]
+    if handle and f == self._usual and getpid() == self._owner then
+        local job = handle:submit(f, args)
         if job then
             return finish(self, job)
         end
@@ -170,9 +173,9 @@ end
 ---@param opts procpool.AsyncOptions?
 ---@return procpool.AsyncResult
 function Pool:apply_async(f, args, opts)
-    if opts == nil and type(self) == "table" and f == self._usual and getpid() == self._owner
-        and (args == nil or type(args) == "table" and args.n == nil) then
-        local job = self._handle:submit(f, args)
+    local handle = opts == nil and handle_of[self]
+    if handle and f == self._usual and getpid() == self._owner then
+        local job = handle:submit(f, args)
         if job then
             return job
         end
@@ -430,6 +433,7 @@ function pool.new(handle, state, opts)
         _owner = getpid(), _state = "running", _maxpending = opts.maxpending, _usual = false,
         _imaps = setmetatable({}, { __mode = "k" }), _draining = false,
     }, meta)
+    handle_of[self] = handle
     self._call = result.class(self)
     handle:class(self._call)
     return self
