@@ -180,7 +180,9 @@ describe("maxmemoryperchild", function()
         end
         assert.equal(1, pool:stats().memory)
         assert.equal(0, pool:stats().lost)
-        assert.equal(1, pool:stats().recycled.memory)
+        pools.eventually("the end counted", function() -- told after the task's
+            return pool:stats().recycled.memory == 1
+        end)
         assert.equal(7, pool:apply(echo, { 7 }))
     end)
 

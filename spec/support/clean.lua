@@ -206,6 +206,50 @@ function clean.marked(name, value)
     return list
 end
 
+local function parent_of(pid)
+    local stat = read(("/proc/%d/stat"):format(pid))
+    return stat and tonumber(stat:match(".*%) %a (%d+)")) or 0
+end
+
+--- Processes of this run of a test file (tools/test marks them) that are no
+--- longer below this process: what a keeper, a program or a daemon that died or
+--- turned away has left. A set of pids; empty where there is no mark.
+function clean.strays()
+    local id, set = os.getenv("PROCPOOL_TEST_ID"), {}
+    local own = unistd.getpid()
+    local above = {} -- this process, and the shell's that started it
+    local pid = own
+    while pid > 1 do
+        above[pid] = true
+        pid = parent_of(pid)
+    end
+    for _, marked in ipairs(id and clean.marked("PROCPOOL_TEST_ID", id) or {}) do
+        local up = marked
+        while up > 1 and up ~= own do
+            up = parent_of(up)
+        end
+        if up ~= own and not above[marked] then
+            set[marked] = true
+        end
+    end
+    return set
+end
+
+--- Waits until no stray is left that was not in the set `before`.
+---@return boolean
+---@return string? what
+function clean.astray(before, seconds)
+    local found
+    local function none()
+        found = nil
+        for pid in pairs(clean.strays()) do
+            found = found or not before[pid] and clean.describe(pid) or nil
+        end
+        return not found
+    end
+    return clean.await(seconds or PATIENCE, none), found
+end
+
 --- One line on a process: what it is and where it waits.
 function clean.describe(pid)
     local function part(name)

@@ -1,13 +1,16 @@
--- helper.lua - busted loads this before the specs: the oracle CLEAN runs
--- after every test, once its after_each blocks are done. A pool that a test
--- leaves behind, a descriptor, a mapping or a zombie is an error of that test.
--- What a `setup` block or the file itself made is there before and after, and
--- so is no one's fault.
+-- helper.lua - busted loads this before the specs: the oracles LEDGER and CLEAN
+-- run after every test, once its after_each blocks are done. A task without an
+-- outcome, or with two, a pool that a test leaves behind, a process, a
+-- descriptor, a mapping or a zombie is an error of that test. What a `setup`
+-- block or the file itself made is there before and after, and so is no one's
+-- fault.
 
 local busted = require("busted")
+local audit = require("spec.support.audit")
 local clean = require("spec.support.clean")
 
 local before
+local strays = {} -- of earlier tests, which have been blamed for them
 
 local function register(when, f)
     busted.publish({ "register", when }, nil, f)
@@ -18,8 +21,15 @@ register("before_each", function()
 end)
 
 register("after_each", function()
+    local right, wrong = audit.check()
     local ok, what = clean.check(before)
-    if not ok then
+    local alone, stray = clean.astray(strays)
+    strays = alone and strays or clean.strays()
+    if not right then
+        error("ledger: " .. wrong, 0)
+    elseif not ok then
         error("left behind: " .. what, 0)
+    elseif not alone then
+        error("left behind: process " .. stray, 0)
     end
 end)

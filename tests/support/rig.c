@@ -469,6 +469,8 @@ void rig_drop(rig_t *g)
     pool_terminate(&g->pool);
     CHECK_EQ(pool_join(&g->pool, os_now() + check_slow(2000) * OS_MS), 1);
     rig_take(g);
+    CHECK_EQ(g->pool.unfinished, 0);
+    rig_check_ledger(g);
     end(g);
 }
 
