@@ -4,6 +4,7 @@
 -- limit: 300 s
 
 local describe, it, assert = describe, it, assert
+local before_each, after_each = before_each, after_each
 local pending = pending
 local _ENV = _G -- luacheck: ignore 211
 
@@ -258,8 +259,13 @@ describe("a wall clock that jumps by a day", function()
     end
 end)
 
--- A program that uses most of a pool; prints "good".
-local function everything(pp, ch)
+-- A program that uses most of a pool; prints "good". With an errno: calls from
+-- pidfd_send_signal on, the later ones, fail with it.
+local function everything(pp, ch, _, errno)
+    if errno and not ch.forbid(424, math.tointeger(errno)) then
+        print("no filters here")
+        return
+    end
     local fault_ = require("spec.support.fault")
     local pool = pp.new(2, { maxtasksperchild = 50, retries = 1 })
     local list = pool:map(function(i) return i * i end, { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 })
@@ -311,6 +317,19 @@ describe("everything works", function()
     local frozen = "mount -t tmpfs -o ro none /dev/shm && mount -o remount,ro,bind /"
     works("without /dev/shm, nothing writable", ("unshare -m sh -c '%s'"):format(frozen),
         { "unshare", "-m", "sh", "-c", frozen .. ' && exec "$@"', "sh" })
+end)
+
+describe("a container's filter of system calls", function()
+    it("that knows no pidfd, nor what came after it: everything works", function()
+        for _, code in ipairs({ 1, 38 }) do -- EPERM, ENOSYS
+            local result = script.run(everything, { args = { code }, seconds = 100 })
+            if result.out == "no filters here\n" then
+                pending("no filter can be set here")
+                return
+            end
+            assert.equal("good\n", result.out, result.err)
+        end
+    end)
 end)
 
 describe("as the first process of a namespace", function()
@@ -423,6 +442,105 @@ describe("a control group", function()
         end
         local result = script.run(everything, { command = group.command, seconds = 100 })
         assert.equal("good\n", result.out, result.err)
+    end)
+end)
+
+describe("a worker that cannot be killed", function()
+    -- As in an uninterruptible sleep: the first freezer's processes take no
+    -- signal, SIGKILL included, until they are thawed.
+    local freezer = "/sys/fs/cgroup/freezer/procpool-" .. unistd.getpid()
+    local function set(file, value)
+        local out = io.open(freezer .. "/" .. file, "w")
+        return out and out:write(value) and out:close()
+    end
+
+    -- However this file ends, nothing stays frozen.
+    local function watch()
+        local parent = c.getpid()
+        local child = c.fork()
+        if child ~= 0 then
+            return child
+        end
+        while clean.state(parent) do
+            c.sleep(0.05)
+        end
+        set("freezer.state", "THAWED")
+        c.quit(0)
+    end
+
+    local pool, pid, hung, watcher
+    before_each(function()
+        c.counters(4)
+        pool = nil
+        if not (root and os.execute("mkdir " .. freezer .. " 2>/dev/null")) then
+            return
+        end
+        watcher = watch()
+        pool = procpool.new(2, { grace = 0.1 })
+        hung = pool:apply_async(function()
+            c.set(2, procpool.worker.pid)
+            fault.hang(1)
+        end, nil, { timeout = 0.2 })
+        fault.counted(1, 1)
+        pid = c.get(2)
+        assert(set("cgroup.procs", pid))
+        assert(set("freezer.state", "FROZEN"))
+        assert(fault.await(fault.HANG, function()
+            return clean.read(freezer .. "/freezer.state") == "FROZEN\n"
+        end))
+    end)
+    after_each(function()
+        if pool then
+            set("freezer.state", "THAWED")
+            pool:terminate()
+            assert(pool:join(fault.HANG))
+            assert(fault.await(fault.HANG, function() return os.execute("rmdir " .. freezer) end))
+            fault.stop(watcher)
+        end
+        c.counters(0)
+    end)
+
+    it("holds up its own task, nobody else's, and no wait with a timeout", function()
+        if not pool then
+            pending("needs root and the first freezer")
+            return
+        end
+        fault.fails("timeout", hung.get, hung, 0.6) -- its time limit and grace are over
+        for _ = 1, 20 do
+            fault.probe(pool)
+        end
+        assert.equal("D", clean.state(pid))
+        set("freezer.state", "THAWED")
+        fault.failure("timelimit", hung)
+        fault.replaced(pool, 1, pid, fault.HANG)
+        assert.equal(1, pool:stats().timelimit)
+    end)
+
+    it("does not hold up terminate, and dies when it can", function()
+        if not pool then
+            pending("needs root and the first freezer")
+            return
+        end
+        local begun = fault.now()
+        pool:terminate()
+        assert.is_true(fault.now() - begun < 1.5)
+        fault.failure("terminated", hung)
+        assert.equal("D", clean.state(pid))
+        set("freezer.state", "THAWED")
+        assert.is_true(pool:join(fault.HANG))
+        assert.is_true(fault.await(fault.ENDED, clean.dead, pid))
+    end)
+
+    it("makes join of a closed pool time out", function()
+        if not pool then
+            pending("needs root and the first freezer")
+            return
+        end
+        pool:close()
+        assert.same({ n = 2, nil, "timeout" }, table.pack(pool:join(0.5)))
+        set("freezer.state", "THAWED")
+        assert.is_true(pool:join(fault.HANG))
+        fault.failure("timelimit", hung)
     end)
 end)
 

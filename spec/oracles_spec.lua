@@ -110,6 +110,7 @@ describe("after each test", function()
     end
 
     it("and after the last one, what the file has left", function()
+        assert.matches("suite strict_teardown\n[^\n]*\n# Failure message: [^\n]*left behind: ", said)
         assert.matches("left processes behind", said)
     end)
 end)

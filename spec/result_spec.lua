@@ -294,6 +294,30 @@ describe("an AsyncResult of real workers", function()
         assert.equal("passed", busy[1]:get(20))
     end)
 
+    it("dropped unread, by the thousand, leaves no memory behind", function()
+        local function drop(n)
+            for _ = 1, n do
+                pool:apply_async(string.rep, { "x", 1000 })
+            end
+            pools.eventually("all done", function()
+                pool:poll()
+                local stats = pool:stats()
+                return stats.queued + stats.running == 0 and stats
+            end)
+            collectgarbage()
+            collectgarbage()
+            return collectgarbage("count"), pool:stats().bytes.shared
+        end
+        local n = os.getenv("PROCPOOL_LONG") and 200000 or 4000
+        drop(n)
+        local lua, shared = drop(n)
+        for _ = 1, 3 do
+            local lua_now, shared_now = drop(n)
+            assert.is_true(lua_now < lua + 200, ("%.0f KiB, %.0f before"):format(lua_now, lua))
+            assert.is_true(shared_now <= shared, ("%d bytes, %d before"):format(shared_now, shared))
+        end
+    end)
+
     it("belongs to the process of its pool", function()
         local gate, busy = fill()
         local unistd, wait = require("posix.unistd"), require("posix.sys.wait")

@@ -243,3 +243,39 @@ for _, processes in ipairs { 2, 0 } do
         end)
     end)
 end
+
+describe("values whose name the receiver lacks", function()
+    it("are refused, the name named, and the worker goes on", function()
+        local pool <close> = procpool.new(1)
+        local function pid() return procpool.worker.pid end
+        local before = pool:apply(pid)
+        local Late, module = {}, { work = function() end }
+        procpool.register("values_travel.Late", Late)
+        package.loaded.values_travel_lost = module
+        local of_late = "^'values_travel.Late' is not registered here"
+        local of_module = "^module 'values_travel_lost' cannot be required here: "
+        for _, case in ipairs({
+            { of_late, pool.apply, pool, type, { Late } },
+            { of_late, pool.apply, pool, function() return Late end },
+            { of_late, pool.map, pool, type, { Late } },
+            { of_module, pool.apply, pool, module.work },
+            { of_module, pool.apply, pool, type, { module.work } },
+        }) do
+            local err = fails("unserializable", table.unpack(case, 2))
+            assert.matches(case[1], err.message)
+            assert.equal(before, pool:apply(pid))
+        end
+        package.loaded.values_travel_lost = nil
+        local err = fails("unserializable", pool.apply, pool, function()
+            local there = {}
+            procpool.register("values_travel.There", there)
+            return there
+        end)
+        assert.matches("^'values_travel.There' is not registered here", err.message)
+        local list, failures = pool:map(type, { 1, Late, "x" }, { errors = "collect", chunksize = 3 })
+        assert.equal(1, failures)
+        assert.same({ "number", "string" }, { list[1], list[3] })
+        assert.matches(of_late, list[2].message)
+        assert.equal(before, pool:apply(pid))
+    end)
+end)

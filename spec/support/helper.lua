@@ -20,9 +20,10 @@ register("before_each", function()
     before = clean.snapshot()
 end)
 
-register("after_each", function()
+-- Raises what is wrong, if anything is; `since` is a snapshot.
+local function look(since)
     local right, wrong = audit.check()
-    local ok, what = clean.check(before)
+    local ok, what = clean.check(since)
     local alone, stray = clean.astray(strays)
     strays = alone and strays or clean.strays()
     if not right then
@@ -32,4 +33,16 @@ register("after_each", function()
     elseif not alone then
         error("left behind: process " .. stray, 0)
     end
+end
+
+register("after_each", function()
+    look(before)
+end)
+
+-- And once more at the end, when `teardown` blocks have ended what `setup` made.
+local start = clean.snapshot()
+start.maps = math.huge -- the specs load libraries
+
+register("strict_teardown", function()
+    look(start)
 end)
