@@ -8,7 +8,8 @@ local _ENV = _G -- luacheck: ignore 211
 
 local docs = require("spec.support.docs")
 
-local RUN = { "README.md", "docs/guide.md", "docs/lifetimes.md", "docs/faq.md" }
+local RUN = { "README.md", "docs/guide.md", "docs/lifetimes.md", "docs/faq.md",
+    "docs/reliability.md" }
 
 for _, path in ipairs(RUN) do
     describe(path, function()
@@ -54,7 +55,7 @@ end
 describe("links", function()
     for _, path in ipairs({ "README.md", "CONTRIBUTING.md", "docs/guide.md",
         "docs/lifetimes.md", "docs/faq.md", "docs/reference.md", "docs/values.md",
-        "docs/design.md" }) do
+        "docs/design.md", "docs/reliability.md" }) do
         it("of " .. path, function()
             for link in prose(path):gmatch("%]%(([^%s%)]+)%)") do
                 local target, anchor = link:match("^([^#]*)#?(.*)$")

@@ -245,8 +245,8 @@ describe("recycling", function()
             results[i]:wait(30)
             if i % 10 == 0 then most = math.max(most, #pools.children(keeper)) end
         end
-        -- each slot: the one that leaves, the one that works, the next
-        assert.is_true(most <= 6, most)
+        -- each slot: those that leave, the one that works, the next; four at most
+        assert.is_true(most <= 8, most)
         assert.is_true(most >= 1)
     end)
 
