@@ -100,7 +100,7 @@ byte inside[2];         /* serial of the task without an outcome, 0: none */
 #define NEXT_SERIAL serial = 1
 #endif
 
-/* board.c board_lower: from here on no cell before the hint is queued. */
+/* board.c lower: from here on no cell before the hint is queued. */
 #ifdef M_NO_VERSION
 #define RAISED(c) HINT_VER(c)
 #else
@@ -259,6 +259,7 @@ out:
 /* crew.c judge, of the reaped life `gen` of slot s */
 inline judge(s, gen)
 {
+    /* board.c board_owned */
     atomic {
         at = intent[s];
         if :: at == 0 -> goto judged :: else -> at-- fi;
@@ -267,17 +268,8 @@ inline judge(s, gen)
     atomic {
         p = position[at];
         if
-#ifndef M_NO_LOWER
-        :: w == WORD(QUEUED, 0, 0, p) ->
-            /* It may have died between queueing the cell and the hint. */
-            w = 0;
-            goto lower
-#endif
-        :: else
-        fi;
-        if
         :: w / 64 != CLAIMED || (w / 32) % 2 != s || (w / 4) % 8 != gen ->
-            goto judged
+            goto mend
         :: else
         fi;
         r = (begun[s] == p + 1)
@@ -288,14 +280,14 @@ inline judge(s, gen)
         :: r -> next = tail[s]
         :: else -> next = first[at]
         fi;
-        if :: next >= n -> goto judged :: else fi;
-        r = (r && RUN_STATE(task[s]) != IDLE && RUN_ITEM(task[s]) == next)
+        if :: next >= n -> goto mend :: else fi
     };
 #ifndef M_WORD_ONCE
     /* Or was it published to the end, freed and used again meanwhile? */
-    if :: word[at] != w -> goto judged :: else fi;
+    if :: word[at] != w -> goto mend :: else fi;
 #endif
     atomic {
+        r = (r && RUN_STATE(task[s]) != IDLE && RUN_ITEM(task[s]) == next);
         assert(r == (inside[s] != 0));
         w = 0;
         c = first[at];
@@ -325,6 +317,13 @@ verdict:    /* end_task: a cell is not touched after its last outcome is out */
     atomic { requeues[at] = 0; attempt[at] = 1; next++ };
 put_back:
     atomic { first[at] = next; word[at] = WORD(QUEUED, 0, 0, p) };
+    goto lower;
+mend:       /* board.c board_mend: dead between queueing the cell and the hint? */
+#ifdef M_NO_LOWER
+    goto judged;
+#endif
+    atomic { w = 0; p = position[at] };
+    if :: word[at] != WORD(QUEUED, 0, 0, p) -> goto judged :: else fi;
 lower:
     do
     :: c = claim;

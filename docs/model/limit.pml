@@ -185,6 +185,13 @@ proctype handler()
 #define SAME_TASK (task == r)
 #endif
 
+/* keeper.c stop_task, of the task `r` */
+inline stop_task()
+{
+    atomic { stop_serial = SERIAL(r); patience = 2; stop = stop_serial };
+    atomic { if :: !dead -> pending = 1 :: else fi }
+}
+
 /* keeper.c watch_life: of a start, of a task */
 inline watch()
 {
@@ -199,12 +206,16 @@ inline watch()
             if
             :: phase == STARTING -> phase = FAILED;
 #endif
-                assert(!claimed); kill_sent = 1; killed = !dead
+                kill_sent = 1
 #ifndef M_READY_STORED
             :: else
             fi
 #endif
-           }
+           };
+           if
+           :: atomic { kill_sent -> assert(!claimed); killed = !dead }
+           :: else
+           fi
         fi
     :: !kill_sent && phase == READY ->
         r = task;       /* watch_task */
@@ -216,26 +227,24 @@ inline watch()
            :: patience > 0 -> patience--    /* not yet */
            :: stop_serial == SERIAL(r) ->   /* its grace is over: kill_task */
                atomic {
-#ifdef M_KILL_STORE
-                   task = RUN(KILLING, SERIAL(r));
-                   assert(inside == SERIAL(r));
-                   kill_sent = 1; killed = !dead
-#else
                    if
+#ifdef M_KILL_STORE
+                   :: true ->
+#else
                    :: task == r ->
+#endif
                        task = RUN(KILLING, SERIAL(r));
                        assert(inside == SERIAL(r));
-                       kill_sent = 1; killed = !dead
+                       kill_sent = 1
+#ifndef M_KILL_STORE
                    :: else
-                   fi
 #endif
-               }
-           :: stop_serial != SERIAL(r) ->   /* its time is up: stop_task */
-               atomic {
-                   assert(d == SERIAL(r));
-                   stop_serial = SERIAL(r); stop = stop_serial;
-                   pending = 1; patience = 2
-               }
+                   fi
+               };
+               if :: kill_sent -> killed = !dead :: else fi
+           :: stop_serial != SERIAL(r) ->   /* its time is up */
+               assert(d == SERIAL(r));
+               stop_task()
            fi
         :: else
         fi;
@@ -244,12 +253,13 @@ inline watch()
                       phase == STARTING && slow_starts == SLOW_STARTS)
     fi
 }
+
 proctype keeper()
 {
     byte done_with, seen, r, d, at, slow_starts;
     byte stop_serial;       /* life_t: the task asked to stop; 0: none */
     byte patience = 2;
-    bool kill_sent, again;
+    bool kill_sent, again, ok;
 pass:
     if  /* crew.c bury */
     :: atomic { dead ->
@@ -269,23 +279,19 @@ pass:
     :: seen != done_with ->
         r = task;
         if
-        :: claimed == CANCEL + 1 && !published && cancel ->
-           atomic {
-               if
-               :: STATE(r) == RUNNING && task == r ->   /* stop_task */
-                   if
-                   :: stop_serial != SERIAL(r) ->
-                       stop_serial = SERIAL(r); stop = stop_serial;
-                       pending = 1; patience = 2
-                   :: else
-                   fi
+        :: claimed == CANCEL + 1 && !published && cancel -> /* board_owned */
+            /* The same task all the while? */
+            atomic {
+                ok = (STATE(r) == RUNNING && task == r);
 #ifndef M_CANCEL_ONCE
-               :: STATE(r) != RUNNING || task != r ->
-                   again = (STATE(r) != KILLING)
+                again = (!ok && STATE(r) != KILLING)
 #endif
-               :: else
-               fi
-           }
+            };
+            if
+            :: ok && stop_serial != SERIAL(r) -> stop_task()
+            :: else
+            fi;
+            ok = 0
         :: else
         fi;
         atomic {
@@ -294,9 +300,12 @@ pass:
         }
     :: else
     fi;
+    /* sleep_until */
+#ifdef M_LOOK_FIRST
     watch();
-    wake_at = at;   /* sleep_until */
-#ifndef M_LOOK_ONCE
+    wake_at = at;
+#else
+    wake_at = at;
     watch();
 #endif
     if

@@ -58,18 +58,12 @@ bool dead[2], gone[2], over;
     :: else                                                                \
     fi;                                                                    \
     if                                                                     \
-    :: a == ARMED || RING_TOO ->                                           \
+    :: a == ARMED || a == RINGING ->                                       \
         atomic { DIE; bell = 1 };                                          \
         atomic { DIE; if :: armed == RINGING -> armed = RUNG :: else fi }  \
     :: else                                                                \
     fi;                                                                    \
     a = 0
-/* Who finds that another is about to ring does so as well. */
-#ifdef M_RING_ONCE
-#define RING_TOO false
-#else
-#define RING_TOO (a == RINGING)
-#endif
 
 proctype worker(byte w)
 {

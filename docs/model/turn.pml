@@ -17,6 +17,8 @@
 **   - one request replaces one life, and leaves no spare one behind
 **   - a slot whose worker left for being idle has no life, is counted once as
 **     asleep, and wakes when a cell is queued
+**   - no life ends without a reason, so none is started for nothing (but see
+**     TURN_ONCE)
 **   - two living processes of a slot have different places for their words
 */
 #include "model.h"
@@ -48,6 +50,13 @@
 #ifndef LIVES_MAX
 #define LIVES_MAX 3     /* 4 in region.h */
 #endif
+/* lives_wanted reads the turn for keeper_lull and again for wants_successor. A
+** worker that was told to leave for being idle and does so between the two is
+** given a successor that has nothing to do and is told the same; that may
+** happen to it too, any number of times. 1: it is read once. */
+#ifndef TURN_ONCE
+#define TURN_ONCE 0
+#endif
 #define NOBODY 255
 #ifndef LOOKS
 #define LOOKS (IDLES || SUCCESSOR == 2 -> 2 : 0)    /* passes out of the blue */
@@ -70,7 +79,7 @@ word life[LIVES_MAX];
 
 /* slot_t, region_t */
 byte turn, order_to = NOBODY, order_why, generation = NOBODY;
-bool waiting, idle;     /* idle: idle_since is set */
+bool idle;              /* idle_since is set */
 byte queued, done, asleep_count;
 bool closing, hear, replace, kick, ended;
 bool wanted = 1;
@@ -85,10 +94,7 @@ byte leaves, fails, requested;
 #define ORDERED(i) (order_to == p[i].gen)
 
 /* os_futex_wake(&s->turn, LIVES_MAX) */
-inline wake_turn()
-{
-    atomic { p[0].asleep = 0; p[1].asleep = 0; p[2].asleep = 0 }
-}
+#define WAKE_TURN p[0].asleep = 0; p[1].asleep = 0; p[2].asleep = 0
 
 proctype worker(byte i)
 {
@@ -105,8 +111,7 @@ born:
     atomic { MAY_DIE; if :: hear -> kick = 1 :: else fi };
     do  /* take_turn */
     :: atomic { MAY_DIE; t = turn; if :: t == p[i].gen -> break :: else fi };
-       assert(t < p[i].gen);
-       atomic { MAY_DIE; waiting = 1 };
+       assert(t < p[i].gen);    /* no turn goes by a life that waits */
        atomic { MAY_DIE; if :: turn == t -> p[i].asleep = 1 :: else fi };
        if
        :: atomic { !p[i].asleep -> t = 0 }
@@ -154,12 +159,8 @@ born:
            :: else fi;
         why = 0
     };
-    atomic { MAY_DIE; turn = p[i].gen + 1 };
-    atomic { MAY_DIE; t = waiting };
-    if
-    :: t -> atomic { MAY_DIE; t = 0 }; wake_turn()
-    :: else
-    fi;
+    atomic { MAY_DIE; turn = p[i].gen + 1 };    /* wake.c pass_turn */
+    atomic { MAY_DIE; WAKE_TURN };
 #if FINALIZER
     atomic { MAY_DIE; kick = 1 };
     if
@@ -237,6 +238,13 @@ inline being_replaced()
     fi
 }
 
+/* Ends of lives there is a reason for: each named one; the successor of one that
+** left for being idle; and two at the end, or when the pool is made smaller. */
+#define TURNS (CRASHES + LEAVES + FAILS + RECYCLES + 2 * IDLES + 2)
+
+/* All first lives, then, should any be wanted, the successors. */
+#define ROUNDS (SUCCESSOR || recycling -> 2 : 1)
+
 proctype keeper()
 {
     byte i, t, x = NOBODY, g, round, want, come, seat, old, idles, looks = LOOKS;
@@ -258,10 +266,10 @@ pass:
                 fi;
                 idle = 0 };
                turn = g + 1;
-               if :: waiting -> wake_turn() :: else fi
+               atomic { WAKE_TURN }
             :: turn != g ->
 #ifndef M_NO_LAST_WAKE
-               wake_turn()
+               atomic { WAKE_TURN }
 #else
                skip
 #endif
@@ -275,7 +283,7 @@ pass:
             if  /* bury_failed_start */
             :: turn == g && FIND(g + 1) != NOBODY ->
                 turn = g + 1;
-                if :: waiting -> wake_turn() :: else fi
+                atomic { WAKE_TURN }
             :: else
             fi;
 #endif
@@ -301,8 +309,12 @@ pass:
 #define HEAR(before) if :: before -> hear = recycling :: else fi
 #endif
     /* obey_replace */
-    atomic { if :: replace && wanted -> replace = 0; seat = ASKED; recycling = 1
-                :: else fi };
+    atomic {
+        if
+        :: replace && wanted -> replace = 0; seat = ASKED; recycling = 1
+        :: else -> replace = 0
+        fi
+    };
     HEAR(true);
     /* recycle_seats */
     if
@@ -332,8 +344,8 @@ pass:
     soon = 0;
     round = 1;
     do
-    :: round > 2 -> break
-    :: round <= 2 ->
+    :: round > ROUNDS -> break
+    :: round <= ROUNDS ->
         come = COME(turn);  /* crew_to_come, before what is wanted */
         want = 0;
         if
@@ -353,7 +365,7 @@ pass:
                 being_replaced();
                 if :: seat == BEGUN -> want = 2 :: else fi;
 #endif
-                t = turn;
+                if :: !TURN_ONCE || !IDLES -> t = turn :: else fi;
                 if
                 :: order_to == t && order_why == IDLE && want == 1
                 :: else ->
@@ -423,6 +435,7 @@ pass:
         i++
     :: else -> i = 0; break
     od;
+    assert(turn <= TURNS);
     /* With nothing under way there is just what is wanted. */
     assert(SUCCESSOR || seat || recycling || replace || COME(turn) <= 1);
     /* sleep_until */
@@ -448,7 +461,8 @@ proctype parent()
     :: asked < RECYCLES ->  /* pool_recycle; it is to happen by itself */
         atomic { before = turn; replace = 1; asked++ };
         kick = 1;
-        atomic { turn != before -> before = 0 }
+        /* There is nothing to replace in a slot asleep or not wanted. */
+        atomic { turn != before || asleep_count || !wanted -> before = 0 }
     :: SHRINK && !shrunk && done == TASKS && posted == TASKS ->
         wanted = 0; kick = 1; shrunk = 1
     :: posted == TASKS -> break

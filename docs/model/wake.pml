@@ -228,8 +228,8 @@ again:
     :: atomic { halted[0] && !noticed[0] -> s = 0; goto pass_over }
     :: atomic { halted[1] && !noticed[1] -> s = 1; goto pass_over }
     :: atomic { orders < LEAVES -> orders++; order[1] = 1 };    /* give_order */
-       atomic { ok = bell[1]; bell[1] = 0 };
-       if :: ok -> asleep[1] = 0; ok = 0 :: else fi
+       bell[1] = 0;     /* wake_slot */
+       asleep[1] = 0
     :: atomic { closing && !was_closing -> was_closing = 1 };   /* wake_all */
        do
        :: idle || spinner -> WAKE_WORKER(skip)
