@@ -163,7 +163,7 @@ static void test_reuse(void)
 {
     enum { BYTES = 64 * 1024 * 1024 };
     static void *blocks[BYTES / 48];
-    if (CHECK_TSAN || CHECK_ASAN)
+    if (CHECK_CHECKER)
         check_skip("shadow memory counts, too");
     open_arena();
     memset(blocks, 0, sizeof blocks);
@@ -209,7 +209,7 @@ static void test_apart(void)
 static void test_no_room(void)
 {
     struct rlimit none = {0, 0};
-    if (CHECK_TSAN || CHECK_ASAN)
+    if (CHECK_CHECKER)
         check_skip("the sanitizer needs address space");
     open_arena();
     CHECK(malloc(MIB));

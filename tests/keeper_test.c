@@ -298,7 +298,7 @@ static void test_age(void)
 
 static void test_memory(void)
 {
-    if (CHECK_ASAN || CHECK_TSAN)
+    if (CHECK_CHECKER)
         check_skip("a checker has memory of its own");
     rig_t *g = rig_new(1);
     g->set.maxmemory = 12 << 20;
@@ -581,7 +581,7 @@ static void test_busy_worker_killed(void)
 static void test_signals(void)
 {
     static const int signals[] = { SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL };
-    if (CHECK_ASAN || CHECK_TSAN)
+    if (CHECK_CHECKER)
         check_skip("a checker takes these signals");
     rig_t *g = start(2);
     for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {

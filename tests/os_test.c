@@ -64,14 +64,14 @@ static void reserve_too_much(void *unused)
 
 static void test_reserve_fails(void)
 {
-    if (CHECK_ASAN || CHECK_TSAN)
+    if (CHECK_CHECKER)
         check_skip("a checker needs address space without limits");
     CHECK_EQ(check_wait(check_fork(reserve_too_much, NULL)), 0);
 }
 
 static void test_private_memory(void)
 {
-    if (CHECK_ASAN || CHECK_TSAN)
+    if (CHECK_CHECKER)
         check_skip("a checker has memory of its own");
     uint64_t before = os_private_memory(0), anon = os_resident_memory(0);
     if (!before)
@@ -181,6 +181,8 @@ static void open_with_few(void *argument)
 
 static void test_descriptors_run_out(void)
 {
+    if (CHECK_VALGRIND)
+        check_skip("valgrind has descriptors of its own");
     for (int room = 0; room < 4; room++)
         CHECK_EQ(check_wait(check_fork(open_with_few, &room)), 0);
 }
@@ -202,6 +204,8 @@ static void open_only_low(void *unused)
 
 static void test_only_low_descriptors(void)
 {
+    if (CHECK_VALGRIND)
+        check_skip("valgrind has descriptors of its own");
     int status = check_wait(check_fork(open_only_low, NULL));
     CHECK_EQ(status, 0);
 }
@@ -347,6 +351,8 @@ static void pidfd_of_child(void *unused)
 
 static void test_pidfd(void)
 {
+    if (CHECK_VALGRIND)
+        check_skip("valgrind knows no pidfd_open");
     int status = check_wait(check_fork(pidfd_of_child, NULL));
     CHECK(status == 0 || status == 77);
 }
@@ -427,6 +433,8 @@ static void set_titles(void *unused)
 
 static void test_title(void)
 {
+    if (CHECK_VALGRIND)
+        check_skip("valgrind knows no memory of titles");
     setenv("OS_TEST", "whole", 1);
     CHECK_EQ(check_wait(check_fork(set_titles, NULL)), 0);
 }

@@ -82,5 +82,11 @@ int check_alive(pid_t pid);             /* exists and is no zombie */
 #else
 #define CHECK_ASAN 0
 #endif
+#if defined(PROCPOOL_VALGRIND)
+#define CHECK_VALGRIND 1
+#else
+#define CHECK_VALGRIND 0
+#endif
+#define CHECK_CHECKER (CHECK_TSAN || CHECK_ASAN || CHECK_VALGRIND)
 
 #endif
