@@ -20,7 +20,8 @@ local time = require("posix.time")
 
 local audit = {}
 
-local PATIENCE = 2      -- seconds for what a pool that has ended has yet to tell
+-- Seconds for what a pool that has ended has yet to tell.
+local PATIENCE = tonumber(os.getenv("CLEAN_PATIENCE")) or 2
 
 -- A book per handle: posted, delivered, inside (calls of it under way), wrong
 -- (the first contradiction), owner, ref.handle (weak: forgotten pools are to be

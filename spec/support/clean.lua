@@ -17,7 +17,8 @@ local unistd = require("posix.unistd")
 
 local clean = {}
 
-local PATIENCE = 2      -- seconds for what goes by itself
+-- Seconds for what goes by itself.
+local PATIENCE = tonumber(os.getenv("CLEAN_PATIENCE")) or 2
 -- Mappings that come and go with the allocator; an address sanitizer's are many.
 local NOISE = (os.getenv("LD_PRELOAD") or ""):find("asan") and 1000 or 16
 
