@@ -231,6 +231,15 @@ void board_close(board_t *b)
     b->b_free = b->b_live = NULL;
 }
 
+/* A page fault for each sixteen cells costs more than all else that is done
+** with them. The first segment is left alone: it may be all that is needed. */
+void board_touch(const region_t *r, uint64_t index)
+{
+    uint64_t first = index - index % SEGMENT_CELLS;
+    if (first)
+        os_populate(region_cell(r, first), SEGMENT_CELLS * sizeof(cell_t));
+}
+
 /* Makes a segment ready for the position that begins it. */
 static int add_segment(board_t *b, uint64_t position)
 {
@@ -244,6 +253,7 @@ static int add_segment(board_t *b, uint64_t position)
         segment = b->b_segments_used++;
     else
         return 0;
+    board_touch(b->b_region, (uint64_t)segment * SEGMENT_CELLS);
     atomic_store_explicit(entry, segment + 1, memory_order_release);
     /* All its cells, posted yet or not: the segment is over when every one
     ** of them was posted and is over. */

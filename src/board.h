@@ -43,6 +43,10 @@ int board_queued(region_t *r);
 ** Whether that cell still is the position's is for the caller to see. */
 uint64_t board_find(const region_t *r, uint64_t position);
 
+/* Parent, worker: this process is about to use the cells of the segment that
+** this one is in; faults in all of its pages at once. */
+void board_touch(const region_t *r, uint64_t index);
+
 /* The parent's private half. */
 typedef struct board {
     region_t *b_region;

@@ -129,6 +129,8 @@ static entry_t *make_entry(pool_t *p, uint64_t index)
     entry_t *segment = p->entries[index / SEGMENT_CELLS];
     if (!segment) {
         segment = calloc(SEGMENT_CELLS, sizeof *segment);
+        if (segment && index >= SEGMENT_CELLS)
+            os_populate(segment, SEGMENT_CELLS * sizeof *segment);
         p->entries[index / SEGMENT_CELLS] = segment;
     }
     return segment ? &segment[index % SEGMENT_CELLS] : NULL;

@@ -311,6 +311,10 @@ static void open_cell(worker_t *w, uint64_t index)
 {
     const region_t *r = w->w_region;
     cell_t *cell = w->w_cell = region_cell(r, index);
+    if (index / SEGMENT_CELLS != w->w_segment) {
+        w->w_segment = index / SEGMENT_CELLS;
+        board_touch(r, index);
+    }
     task_t *t = &w->w_task;
     w->w_first = w->w_item = atomic_load_explicit(&cell->first,
                                                   memory_order_acquire);

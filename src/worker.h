@@ -64,6 +64,7 @@ typedef struct worker {
     cell_t *w_cell;             /* being run, or NULL */
     uint32_t w_first, w_items;  /* of it: to run from here, up to there */
     uint32_t w_item;            /* index of the current task */
+    uint64_t w_segment;         /* that its cell is in */
     task_t w_task;
     const unsigned char *w_at, *w_end;  /* the frames of the tasks to come */
     enum reason w_reason;       /* to leave before the next task */
