@@ -121,6 +121,9 @@ describe("after each test", function()
 
     it("and after the last one, what the file has left", function()
         assert.matches("suite strict_teardown\n[^\n]*\n# Failure message: [^\n]*left behind: ", said)
-        assert.matches("left processes behind", said)
+        -- (where an address sanitizer is loaded into grep, too, that may fail)
+        if not (os.getenv("LD_PRELOAD") or ""):find("asan") then
+            assert.matches("left processes behind", said)
+        end
     end)
 end)
