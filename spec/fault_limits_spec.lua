@@ -179,6 +179,27 @@ describe("a full region", function()
     end)
 end)
 
+describe("an item larger than the region", function()
+    it("fails alone: its neighbours are run, whatever the call", function()
+        local result = script.run(function(pp)
+            local pool <close> = pp.new(2)
+            local items = { "a", ("x"):rep(32 << 20), "bb", "ccc" }
+            for _, chunksize in ipairs({ 1, 4 }) do
+                local list, failures = pool:map(string.len, items,
+                    { errors = "collect", chunksize = chunksize })
+                print(list[1], list[2].kind, list[2].index, list[3], list[4], failures)
+                local iter = pool:imap(string.len, items, { chunksize = chunksize })
+                for _ = 1, 5 do
+                    local ok, i, v = pcall(iter.next, iter)
+                    if ok then print(ok, i, v) else print(ok, i.kind, i.index) end
+                end
+            end
+        end, { env = { PROCPOOL_REGION = tostring(16 << 20) } })
+        assert.equal(("1\tunserializable\t2\t2\t3\t1\ntrue\t1\t1\nfalse\tunserializable\t2\n"
+            .. "true\t3\t2\ntrue\t4\t3\ntrue\tnil\tnil\n"):rep(2), result.out, result.err)
+    end)
+end)
+
 describe("a storm of signals", function()
     it("in parent and workers loses nothing; a wait is as long as it is asked for", function()
         local result = script.run(function(pp, ch)

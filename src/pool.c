@@ -26,7 +26,7 @@
 
 #define WAIT_PIDFD ((idtype_t)3)     /* P_PIDFD, which old headers lack */
 #define KILL_AFTER (300 * OS_MS)    /* for a keeper to end when told to */
-#define CREW_WAIT OS_SECOND         /* for workers to follow a dead keeper */
+#define CREW_WAIT (600 * OS_MS)     /* for workers to follow a dead keeper */
 
 /* All pools of this process that have a region: what a new keeper must let go
 ** of. A child of a fork inherits the list. */
