@@ -358,13 +358,12 @@ again:
         if
         :: ok ->
             assert(inside[s] == RUN_SERIAL(r));
-            limit_hit[s] = 1;
-            killed[s] = !dead[s]
-        :: else
+            limit_hit[s] = 1
+        :: else -> r = 0; s = 0; goto again
         fi;
-        r = 0; s = 0; ok = 0;
-        goto again
+        r = 0; ok = 0
     };
+    atomic { killed[s] = !dead[s]; s = 0; goto again };
 reap:
     judge(s, turn[s]);
     atomic {    /* crew.c clear_slot: the slot is the next life's */
