@@ -3,7 +3,7 @@
 --
 --     lua5.4 examples/wordcount.lua [-j WORKERS] [-n TOP] [-m TASKS] [DIR]
 --
--- Small files are sent in batches of about two megabytes: a batch's result is
+-- Small files are sent in batches of about four megabytes: a batch's result is
 -- one table of counts, merged by the parent while the workers go on, and the
 -- larger the batches are, the fewer words there are to be merged twice. Workers
 -- are replaced after TASKS batches each.
@@ -13,7 +13,7 @@ local stat = require("posix.sys.stat")
 local time = require("posix.time")
 local procpool = require("procpool")
 
-local BATCH = 2 * 1024 * 1024 -- bytes of files in one task
+local BATCH = 4 * 1024 * 1024 -- bytes of files in one task
 local BLOCK = 1024 * 1024     -- bytes read at once
 local DEFAULTS = { "/usr/include", "/usr/share/doc" }
 local ENOUGH = 1000           -- files that make a directory worth the while
@@ -22,7 +22,7 @@ local USAGE = [[
 usage: wordcount.lua [-j WORKERS] [-n TOP] [-m TASKS] [DIR]
   -j   worker processes (default: the CPUs this process may use)
   -n   how many of the most frequent words to print (default: 10)
-  -m   batches after which a worker is replaced (default: 10)
+  -m   batches after which a worker is replaced (default: 5)
   DIR  where to count (default: /usr/include or /usr/share/doc)
 ]]
 
@@ -187,7 +187,7 @@ local function fail(text)
 end
 
 local function parse(args)
-    local options = { workers = procpool.cpus(), top = 10, tasks = 10 }
+    local options = { workers = procpool.cpus(), top = 10, tasks = 5 }
     local names = { ["-j"] = "workers", ["-n"] = "top", ["-m"] = "tasks" }
     local i = 1
     while args[i] do
