@@ -367,8 +367,9 @@ static int handle_class(lua_State *L)
 }
 
 /* Encodes one item of a chunk, on top of the stack: 0; -1: no room, with the
-** reason pushed. What cannot travel becomes a frame with the reason. */
-static int put_item(lua_State *L, draft_t *d, int spread)
+** reason pushed. What cannot travel becomes a frame with the reason; so does what
+** finds no room though it has all there is (`alone`). */
+static int put_item(lua_State *L, draft_t *d, int spread, int alone)
 {
     buffer_t *b = &d->buffer;
     size_t start = b->used, size;
@@ -390,8 +391,9 @@ static int put_item(lua_State *L, draft_t *d, int spread)
         lua_settop(L, top - 1);
         return close_frame(b, start, 0);
     }
-    if (d->d_full)
+    if (d->d_full && !alone)
         return -1;
+    d->d_full = 0;
     const char *text = lua_tolstring(L, -1, &size);
     b->used = start + FRAME;
     if (b->room - b->used < size && b->grow(b, size) < 0)
@@ -437,6 +439,7 @@ static int handle_chunk(lua_State *L)
     lua_Integer i = luaL_checkinteger(L, 5), j = luaL_checkinteger(L, 6);
     lua_Integer base = luaL_checkinteger(L, 7);
     int spread = lua_toboolean(L, 8);
+    int alone = i == j && h->pool.unfinished == 0;
     luaL_argcheck(L, i <= j && j - i < ITEMS_MAX, 6, "bad range");
     post_t post = { .items = (uint32_t)(j - i + 1), .single = 1,
                     .tag = JOB_TAG(kind_of_job(L, 2), base) };
@@ -458,7 +461,7 @@ static int handle_chunk(lua_State *L)
         else
             lua_geti(L, 4, k);
         if (spread || !put_scalar_item(L, &d.buffer))
-            put_item(L, &d, spread);
+            put_item(L, &d, spread, alone);
     }
     if (d.d_full) {
         draft_drop(&d);

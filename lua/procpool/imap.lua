@@ -10,7 +10,6 @@ local core = require("procpool.core")
 local ending = require("procpool.ending")
 local errors = require("procpool.errors")
 local intake = require("procpool.intake")
-local map = require("procpool.map")
 local options = require("procpool.options")
 
 local NIL, now = core.NIL, core.now
@@ -73,15 +72,13 @@ local function send(self)
         local ticket, kind, text = pool._handle:chunk(job, self.ref, self.batch,
             first, last, self.read, false, opts.timeout, opts.grace, opts.retries)
         if ticket then
-            self.read, self.substitute = self.read + last - first + 1, nil
+            self.read = self.read + last - first + 1
             job.tickets[self.read] = ticket
             self.first, first, last = last + 1, last + 1, self.last
         elseif kind == "full" and pool._handle:unfinished() > 0 then
             return false
         elseif kind == "full" and last > first then
             last = first + (last - first) // 2
-        elseif kind == "full" and not self.substitute then
-            self.batch[first], self.substitute = map.too_large(text, false), true
         else
             self.problem = { kind ~= "full" and pool:_refusal(kind, text)
                 or errors.new("unserializable", text or "an item is too large") }

@@ -56,16 +56,6 @@ local function admit(pool, size)
     return size
 end
 
---- What is sent in the place of an item that is larger than the pool's memory: it
---- fails alone, as whatever cannot travel does.
----@param text string?
----@param spread boolean
-function map.too_large(text, spread)
-    text = text and text:gsub("^args[^:]*: ", "") or "larger than the pool's memory"
-    local item = setmetatable({}, { __reduce = function() error(text, 0) end })
-    return spread and { item } or item
-end
-
 -- Queues items i..j of a list as one cell, numbered base+1 and on.
 -- Returns the last item queued: a chunk too large for the core is halved.
 local function queue(pool, job, ref, items, i, j, base, spread, opts)
@@ -85,9 +75,6 @@ local function queue(pool, job, ref, items, i, j, base, spread, opts)
             end
         elseif j > i then
             j = i + (j - i) // 2
-        elseif items[i] ~= nil and items ~= job.substitute then
-            job.substitute = { [i] = map.too_large(text, spread) }
-            items = job.substitute
         else
             errors.raise("unserializable",
                 text or "an item is larger than the pool's memory")
