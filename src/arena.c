@@ -154,8 +154,6 @@ static slab_t *extend(zone_t *z)
 {
     if ((size_t)(z->end - z->top) < z->slab && !next_range(z))
         return NULL;
-    if ((size_t)(z->end - z->top) < z->slab)
-        return NULL;
     if (z->present < z->top + z->slab)
         make_present(z, z->top + z->slab);
     slab_t *s = (slab_t *)(void *)z->top;

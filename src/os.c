@@ -192,13 +192,26 @@ void os_protect(void *address, size_t size)
     mprotect(address, size, PROT_READ);
 }
 
+/* Advice on the whole pages inside. */
+static void advise(void *address, size_t size, int advice)
+{
+    uintptr_t page = os_page_size();
+    uintptr_t from = ((uintptr_t)address + page - 1) & ~(page - 1);
+    uintptr_t to = ((uintptr_t)address + size) & ~(page - 1);
+    int before = errno;
+    if (from < to)
+        madvise((void *)from, to - from, advice);
+    errno = before;
+}
+
 void os_give_back(void *address, size_t size)
 {
-    uint64_t page = os_page_size();
-    uintptr_t from = ((uintptr_t)address + page - 1) & ~(uintptr_t)(page - 1);
-    uintptr_t to = ((uintptr_t)address + size) & ~(uintptr_t)(page - 1);
-    if (from < to)
-        madvise((void *)from, to - from, MADV_REMOVE);
+    advise(address, size, MADV_REMOVE);
+}
+
+void os_huge(void *address, size_t size)
+{
+    advise(address, size, MADV_HUGEPAGE);
 }
 
 #ifndef MADV_POPULATE_WRITE
@@ -214,17 +227,6 @@ void os_populate(void *address, size_t size)
     int before = errno;
     if (!unknown && madvise((void *)from, to - from, MADV_POPULATE_WRITE) < 0)
         unknown = errno == EINVAL;
-    errno = before;
-}
-
-void os_huge(void *address, size_t size)
-{
-    uintptr_t page = os_page_size();
-    uintptr_t from = ((uintptr_t)address + page - 1) & ~(page - 1);
-    uintptr_t to = ((uintptr_t)address + size) & ~(page - 1);
-    int before = errno;
-    if (from < to)
-        madvise((void *)from, to - from, MADV_HUGEPAGE);
     errno = before;
 }
 
