@@ -57,9 +57,9 @@ describe("installing", function()
 
     it("by make: DESTDIR, PREFIX, use, and uninstall leaves nothing", function()
         local make = "cd " .. copy .. " && env -u MAKEFLAGS make -s -j2"
-            .. " BUILD=build PREFIX=/opt/pool DESTDIR=" .. work .. "/root "
+            .. " BUILD=build PREFIX=/opt/pool DESTDIR=" .. work .. "/staged "
         check(make .. "install")
-        local root = work .. "/root/opt/pool"
+        local root = work .. "/staged/opt/pool"
         local files = tree(root)
         assert.is_truthy(files:find("./lib/lua/5.4/procpool/core.so", 1, true))
         assert.is_truthy(files:find("./share/lua/5.4/procpool/init.lua", 1, true))
@@ -67,7 +67,7 @@ describe("installing", function()
         assert.is_truthy(said:find("1 4 9", 1, true), said)
         assert.is_truthy(said:find(root, 1, true), said)
         check(make .. "uninstall")
-        assert.are.equal("", tree(work .. "/root"))
+        assert.are.equal("", tree(work .. "/staged"))
     end)
 
     it("by luarocks: the same files, and it works", function()
