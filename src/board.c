@@ -231,7 +231,7 @@ void board_close(board_t *b)
     b->b_free = b->b_live = NULL;
 }
 
-/* A page fault for each sixteen cells costs more than all else that is done
+/* A page fault for each twenty cells costs more than all else that is done
 ** with them. The first segment is left alone: it may be all that is needed. */
 void board_touch(const region_t *r, uint64_t index)
 {

@@ -276,9 +276,12 @@ static void drop_rest(worker_t *w)
     notify(w, RECORD_DROPPED, 1);
 }
 
-/* Items from `item` on, none of them begun, are for the next worker. */
+/* Items from `item` on, none of them begun, are for the next worker. Before
+** that the parent is told of the others: whoever ends the cell tells of its own
+** outbox only, and the parent may have been at ours before. */
 static void put_back_rest(worker_t *w, uint32_t item)
 {
+    tell_parent(w->w_region, w->w_slot);
     atomic_store(&w->w_cell->attempt, 1);
     atomic_store(&w->w_cell->requeues, 0);
     board_put_back(w->w_region, w->w_cell, item);
@@ -343,9 +346,6 @@ int worker_next(worker_t *w)
         return 0;
     }
     if (w->w_reason != REASON_NONE) {
-        /* First: whoever ends the cell tells of its own outbox only, and the
-        ** parent may have been at ours before. */
-        tell_parent(w->w_region, w->w_slot);
         put_back_rest(w, i);
         return 0;
     }
@@ -637,9 +637,10 @@ void worker_exited(worker_t *w, int32_t code)
         int last = next >= w->w_cell->items;
         outbox_put(&w->w_out, RECORD_EXIT, &code, sizeof code);
         settle(w, next);  /* the last: from here on the cell is not ours */
-        if (!last)
+        if (last)
+            tell_parent(w->w_region, w->w_slot);
+        else
             put_back_rest(w, next);
-        tell_parent(w->w_region, w->w_slot);
         give_turn(w, REASON_CRASH);
     }
 }
