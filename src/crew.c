@@ -385,6 +385,10 @@ static void bury_worker(keeper_t *k, life_t *l, enum phase phase, int status)
     slot_t *s = &r->slots[l->slot];
     enum reason reason = exit_reason(k, l, phase);
     keeper_note_ready(k, l);  /* a short life may begin and end unseen */
+    /* Before the parent hears of its task: that who sees the outcome sees the
+    ** count. */
+    if (reason < REASON_CLOSE)
+        atomic_fetch_add(&r->recycled[reason], 1);
     if (atomic_load(&s->turn) == l->generation) {
         if (phase != PHASE_LEAVING)
             judge(k, l, status);
@@ -392,10 +396,8 @@ static void bury_worker(keeper_t *k, life_t *l, enum phase phase, int status)
         pass_turn(s, l->generation + 1);
     } else /* It may have died just before it woke the next. */
         os_futex_wake(&s->turn, LIVES_MAX);
-    if (reason < REASON_CLOSE)
-        atomic_fetch_add(&r->recycled[reason], 1);
     if (reason == REASON_IDLE)
-        keeper_lull(k, l->slot);
+        keeper_lull(k, l->slot, atomic_load(&s->turn));
     crew_event(k, EVENT_EXIT, l, reason, status, 0);
 }
 

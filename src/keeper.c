@@ -305,10 +305,9 @@ static void obey_size(keeper_t *k)
 ** given away before it dies, and a look between the two would start the next
 ** life. Should that exist already, it has nothing to do either.
 */
-void keeper_lull(keeper_t *k, uint32_t slot)
+void keeper_lull(keeper_t *k, uint32_t slot, uint32_t turn)
 {
     region_t *r = k->r;
-    uint32_t turn = atomic_load(&r->slots[slot].turn);
     life_t *left = crew_find(k, slot, turn - 1);
     if (!left || left->lulled || crew_leaving(k, left) != REASON_IDLE)
         return;
@@ -522,12 +521,11 @@ static uint64_t successor_due(const settings_t *set, const slot_t *s)
 }
 
 /* Whether the slot's worker should have its successor waiting by now. */
-static int wants_successor(keeper_t *k, uint32_t slot, uint64_t now,
-                           uint64_t *at)
+static int wants_successor(keeper_t *k, uint32_t slot, uint32_t turn,
+                           uint64_t now, uint64_t *at)
 {
     const settings_t *set = &k->r->set;
     const slot_t *s = &k->r->slots[slot];
-    uint32_t turn = atomic_load(&s->turn);
     if (being_replaced(k, slot))
         return 1;
     if (atomic_load(&s->order) == ORDER_WORD(turn, REASON_IDLE))
@@ -550,16 +548,19 @@ static int wants_successor(keeper_t *k, uint32_t slot, uint64_t now,
     return 0;
 }
 
+/* The turn is read once: a worker told to idle that gives it away between two
+** looks would be neither one that leaves for that nor one that left. */
 static uint32_t lives_wanted(keeper_t *k, uint32_t slot, uint64_t now,
                              uint64_t *at)
 {
+    uint32_t turn = atomic_load(&k->r->slots[slot].turn);
     if (k->r->set.idletimeout)
-        keeper_lull(k, slot);
+        keeper_lull(k, slot, turn);
     if (k->seats[slot].dormant)
         return 0;
     if (closing(k))
         return board_queued(k->r) ? 1 : 0;
-    return 1 + (uint32_t)wants_successor(k, slot, now, at);
+    return 1 + (uint32_t)wants_successor(k, slot, turn, now, at);
 }
 
 static void start_life(keeper_t *k, uint32_t slot, uint64_t *at)

@@ -102,8 +102,8 @@ void crew_event(keeper_t *k, enum event event, const life_t *l,
 
 /* keeper.c: a start succeeded; told once of a life. */
 void keeper_note_ready(keeper_t *k, life_t *l);
-/* A worker left for being idle: its slot is to sleep. */
-void keeper_lull(keeper_t *k, uint32_t slot);
+/* A worker left for being idle: its slot, whose turn is `turn`, is to sleep. */
+void keeper_lull(keeper_t *k, uint32_t slot, uint32_t turn);
 /* A start failed; ends the pool if that is hopeless. */
 void keeper_start_failed(keeper_t *k, const life_t *l, const char *why);
 _Noreturn void keeper_break(keeper_t *k, const void *bytes, size_t size,

@@ -17,8 +17,7 @@
 **   - one request replaces one life, and leaves no spare one behind
 **   - a slot whose worker left for being idle has no life, is counted once as
 **     asleep, and wakes when a cell is queued
-**   - no life ends without a reason, so none is started for nothing (but see
-**     TURN_ONCE)
+**   - no life ends without a reason, so none is started for nothing
 **   - two living processes of a slot have different places for their words
 */
 #include "model.h"
@@ -49,13 +48,6 @@
 #endif
 #ifndef LIVES_MAX
 #define LIVES_MAX 3     /* 4 in region.h */
-#endif
-/* lives_wanted reads the turn for keeper_lull and again for wants_successor. A
-** worker that was told to leave for being idle and does so between the two is
-** given a successor that has nothing to do and is told the same; that may
-** happen to it too, any number of times. 1: it is read once. */
-#ifndef TURN_ONCE
-#define TURN_ONCE 0
 #endif
 #define NOBODY 255
 #ifndef LOOKS
@@ -197,9 +189,8 @@ inline rouse()
 }
 
 /* keeper.c keeper_lull */
-inline lull()
+inline lull()   /* t: the turn */
 {
-    t = turn;
     atomic {
         x = (t > 0 -> FIND(t - 1) : NOBODY);
         if
@@ -275,7 +266,7 @@ pass:
 #endif
             fi;
             if
-            :: x == LEAVING && MINE(i).reason == IDLE -> lull()
+            :: x == LEAVING && MINE(i).reason == IDLE -> t = turn; lull()
             :: else
             fi
         :: else ->
@@ -351,6 +342,7 @@ pass:
         if
         :: !wanted
         :: else ->  /* lives_wanted */
+            t = turn;
 #ifndef M_LULL_LATE
             if :: IDLES -> lull() :: else fi;
 #endif
@@ -365,7 +357,9 @@ pass:
                 being_replaced();
                 if :: seat == BEGUN -> want = 2 :: else fi;
 #endif
-                if :: !TURN_ONCE || !IDLES -> t = turn :: else fi;
+#ifdef M_TURN_TWICE
+                t = turn;
+#endif
                 if
                 :: order_to == t && order_why == IDLE && want == 1
                 :: else ->
