@@ -148,8 +148,10 @@ describe("onevent", function()
         assert.equal(2, exits[1].worker)
         local log = pools.path()
         local result = pool:apply_async(function()
-            pools.note(log, 1)
-            pcall(function() while true do end end)
+            pcall(function() -- within: the request comes as soon as this is read
+                pools.note(log, 1)
+                while true do end
+            end)
             while true do end
         end)
         pools.await_notes(log, 1)

@@ -198,8 +198,10 @@ describe("stats of real workers", function()
             while true do end
         end, nil, { timeout = 0.05 })
         local cancelled = pool:apply_async(function()
-            pools.note(log, 1)
-            pcall(function() while true do end end)
+            pcall(function() -- within: the request comes as soon as this is read
+                pools.note(log, 1)
+                while true do end
+            end)
             while true do end
         end)
         pools.await_notes(log, 1)
