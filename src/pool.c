@@ -128,6 +128,11 @@ static int make_descriptors(pool_t *p, birth_t *b)
     return 0;
 }
 
+static size_t entries_size(const region_t *r)
+{
+    return r->segment_count * SEGMENT_CELLS * sizeof(entry_t);
+}
+
 static int make_tables(pool_t *p)
 {
     region_t *r = p->r;
@@ -135,8 +140,7 @@ static int make_tables(pool_t *p)
     /* Large and mostly never touched: pages of their own, since malloc would
     ** clear what it has had before. */
     p->readers = os_zeroed((r->slots_max + 1) * sizeof *p->readers);
-    /* an array of pointers: NOLINTNEXTLINE(bugprone-sizeof-expression) */
-    p->entries = os_zeroed(r->segment_count * sizeof *p->entries);
+    p->entries = os_zeroed(entries_size(r));
     p->funcs = calloc(16, sizeof *p->funcs);
     p->funcs_room = 16;
     p->funcs_count = 1;
@@ -202,12 +206,8 @@ static void give_back(pool_t *p)
     strike_off(p);
     close_descriptors(p);
     heap_close(&p->heap);
-    for (uint64_t i = 0; p->entries && i < p->board.b_segments_used; i++)
-        free(p->entries[i]);
-    if (p->entries) {
-        /* an array of pointers: NOLINTNEXTLINE(bugprone-sizeof-expression) */
-        os_release(p->entries, p->r->segment_count * sizeof *p->entries);
-    }
+    if (p->entries)
+        os_release(p->entries, entries_size(p->r));
     if (p->readers)
         os_release(p->readers, (p->r->slots_max + 1) * sizeof *p->readers);
     board_close(&p->board);

@@ -126,7 +126,7 @@ typedef struct pool {
     int keeper_pidfd;
     int epoll;                  /* bell and sock, edge-triggered */
     int loop_epoll;             /* the same, level-triggered: fileno */
-    entry_t **entries;          /* by segment */
+    entry_t *entries;           /* by the cell's index */
     reader_t *readers;          /* slots_max + 1, the last is the keeper's */
     uint32_t slots_used;        /* the highest `wanted` so far */
     uint32_t cursor;            /* the reader that is being read */

@@ -118,22 +118,8 @@ void pool_func_release(pool_t *p, uint32_t index)
 
 entry_t *pool_entry(const pool_t *p, uint64_t index)
 {
-    uint64_t segment = index / SEGMENT_CELLS;
-    if (segment >= p->r->segment_count || !p->entries[segment])
-        return NULL;
-    return &p->entries[segment][index % SEGMENT_CELLS];
-}
-
-static entry_t *make_entry(pool_t *p, uint64_t index)
-{
-    entry_t *segment = p->entries[index / SEGMENT_CELLS];
-    if (!segment) {
-        segment = calloc(SEGMENT_CELLS, sizeof *segment);
-        if (segment && index >= SEGMENT_CELLS)
-            os_populate(segment, SEGMENT_CELLS * sizeof *segment);
-        p->entries[index / SEGMENT_CELLS] = segment;
-    }
-    return segment ? &segment[index % SEGMENT_CELLS] : NULL;
+    return index / SEGMENT_CELLS < p->r->segment_count ? &p->entries[index]
+                                                       : NULL;
 }
 
 static void fill_entry(pool_t *p, entry_t *e, const post_t *post)
@@ -189,9 +175,9 @@ int64_t pool_post(pool_t *p, const post_t *post, uint64_t *cell_index)
     uint64_t index = board_next(&p->board);
     if (index == NO_CELL)
         return -ENOSPC;
-    entry_t *e = make_entry(p, index);
-    if (!e)
-        return -ENOMEM;
+    entry_t *e = &p->entries[index];
+    if (index && index % SEGMENT_CELLS == 0)    /* as in board_touch */
+        os_populate(e, SEGMENT_CELLS * sizeof *e);
     cell_t *cell = region_cell(p->r, index);
     fill_entry(p, e, post);
     fill_cell(p, cell, post);
