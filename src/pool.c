@@ -24,6 +24,7 @@
 #include "pool_private.h"
 #include "wake.h"
 
+#define ENTRIES_FEW ((size_t)2 << 20)   /* bytes; what is more: huge pages */
 #define WAIT_PIDFD ((idtype_t)3)     /* P_PIDFD, which old headers lack */
 #define KILL_AFTER (300 * OS_MS)    /* for a keeper to end when told to */
 #define CREW_WAIT (600 * OS_MS)     /* for workers to follow a dead keeper */
@@ -141,6 +142,9 @@ static int make_tables(pool_t *p)
     ** clear what it has had before. */
     p->readers = os_zeroed((r->slots_max + 1) * sizeof *p->readers);
     p->entries = os_zeroed(entries_size(r));
+    if (p->entries && entries_size(r) > ENTRIES_FEW)
+        os_huge((char *)p->entries + ENTRIES_FEW,
+                entries_size(r) - ENTRIES_FEW);
     p->funcs = calloc(16, sizeof *p->funcs);
     p->funcs_room = 16;
     p->funcs_count = 1;
