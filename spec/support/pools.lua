@@ -286,8 +286,9 @@ local function quote(text)
     return "'" .. text:gsub("'", "'\\''") .. "'"
 end
 
---- Runs a Lua program of its own, under a time limit. `around` is a shell line
---- with %s in the program's place.
+--- Runs a Lua program of its own, under a time limit; the oracle LEDGER looks
+--- at its pools when it comes to its end. `around` is a shell line with %s in
+--- the program's place.
 ---@param source string
 ---@param around string?
 ---@return integer status  128 and more: a signal
@@ -295,7 +296,12 @@ end
 ---@return string err
 function pools.run(source, around)
     local script, out, err = pools.path(), pools.path(), pools.path()
-    pools.note(script, source)
+    pools.note(script, "local audit = require('spec.support.audit') " .. source .. [[
+
+local right, wrong = audit.check()
+if not right then
+    error("ledger: " .. wrong, 0)
+end]])
     local line = ("LUA_PATH=%s LUA_CPATH=%s timeout -k 5 30 lua5.4 %s"):format(
         quote(package.path), quote(package.cpath), script)
     line = (around or "%s"):gsub("%%s", (line:gsub("%%", "%%%%")))
