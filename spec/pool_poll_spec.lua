@@ -69,6 +69,92 @@ for _, processes in ipairs { 0, 2 } do
     end)
 end
 
+describe("a long queue of calls", function()
+    teardown(pools.cleanup)
+
+    local MANY = 256 -- calls, each of which is taken in by the last if it has ended
+
+    -- Queues MANY calls, the last once the others have ended.
+    local function queue(pool, opts)
+        local results = { pool:apply_async(echo, { 1 }, opts) }
+        for i = 2, MANY do
+            if i == MANY then
+                pools.eventually("an idle worker", function()
+                    local stats = pool._handle:stats()
+                    return stats.busy + stats.queued == 0
+                end)
+            end
+            results[i] = pool:apply_async(echo, { i })
+        end
+        return results
+    end
+
+    local function count_all(pool)
+        local sum = 0
+        pools.eventually("all tasks", function()
+            sum = sum + pool:poll(0.1)
+            return sum >= MANY
+        end)
+        return sum
+    end
+
+    it("is taken in on the way, and poll counts all of it", function()
+        local pool <close> = procpool.new(1)
+        local results = queue(pool)
+        assert.is_true(pool._intake.early >= MANY - 1)
+        assert.equal(MANY, count_all(pool))
+        for i = 1, MANY do assert.equal(i, results[i]:get(0)) end
+        assert.equal(0, pool:poll())
+        assert.equal(MANY, pool:stats().completed)
+    end)
+
+    it("runs no callback on the way", function()
+        local pool <close> = procpool.new(1)
+        local got
+        local results = queue(pool, { callback = function(x) got = x end })
+        assert.is_nil(got)
+        assert.is_true(results[2][1] > 0)
+        assert.is_true(pool:poll() >= MANY - 1)
+        assert.equal(1, got)
+    end)
+
+    it("is seen by an event loop that begins after it", function()
+        local pool <close> = procpool.new(1)
+        queue(pool)
+        assert.equal(1, posix_poll.rpoll(pool:fileno(), 0))
+        assert.equal(MANY, count_all(pool))
+        assert.equal(0, posix_poll.rpoll(pool:fileno(), 0))
+    end)
+
+    it("is left to an event loop that has begun", function()
+        local pool <close> = procpool.new(1)
+        pool:fileno()
+        local results = queue(pool)
+        assert.equal(-1 - 0, results[1][1])
+        assert.equal(1, posix_poll.rpoll(pool:fileno(), 20000))
+        assert.equal(MANY, count_all(pool))
+    end)
+
+    it("may be queued by what a result is made by", function()
+        local pool <close> = procpool.new(1)
+        local sum, made = 0, nil
+        function _G.queue_from_result(n)
+            made = {}
+            for i = 1, n do made[i] = pool:apply_async(echo, { i }) end
+            return n
+        end
+        local got = pool:apply(function(n)
+            return setmetatable({}, { __reduce = function()
+                return function(m) return queue_from_result(m) end, n -- luacheck: ignore 113
+            end })
+        end, { 3 * MANY })
+        _G.queue_from_result = nil
+        assert.equal(3 * MANY, got)
+        for i = 1, 3 * MANY do sum = sum + made[i]:get(20) end
+        assert.equal(3 * MANY * (3 * MANY + 1) // 2, sum)
+    end)
+end)
+
 describe("poll with real workers", function()
     teardown(pools.cleanup)
 

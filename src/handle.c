@@ -322,9 +322,18 @@ static int handle_call(lua_State *L)
     return 1;
 }
 
+/* Whether what has come back is better taken in now, and its cells used again,
+** than left for the board to grow. Not for an event loop: its descriptor tells
+** of what is there to be taken. Nor inside a delivery. */
+static int is_time_to_take(const handle_t *h, int64_t ticket)
+{
+    return ticket % SEGMENT_CELLS == SEGMENT_CELLS - 1 && !h->is_pending &&
+           h->pool.loop_epoll < 0;
+}
+
 /*
-** handle:submit(f, args) -> job: handle:call of a new job, without options.
-** Nil if args is no plain list, for somebody else to look at.
+** handle:submit(f, args) -> job, is it time to take: handle:call of a new job,
+** without options. Nil if args is no plain list, for somebody else to look at.
 */
 static int handle_submit(lua_State *L)
 {
@@ -354,7 +363,8 @@ static int handle_submit(lua_State *L)
     lua_pushinteger(L, -1 - ticket);
     lua_rawseti(L, 4, JOB_STATE);
     lua_settop(L, 4);
-    return 1;
+    lua_pushboolean(L, is_time_to_take(h, ticket));
+    return 2;
 }
 
 /* handle:class(metatable): of the jobs that submit makes. */
@@ -607,11 +617,15 @@ static int handle_state(lua_State *L)
     return 1;
 }
 
+/* handle:fileno(stir): readable at once if `stir`. */
 static int handle_fileno(lua_State *L)
 {
-    int fd = pool_fileno(&handle_check(L)->pool);
+    handle_t *h = handle_check(L);
+    int fd = pool_fileno(&h->pool);
     if (fd < 0)
         return luaL_fileresult(L, 0, NULL);
+    if (lua_toboolean(L, 2) && h->pool.r)
+        os_ring(h->pool.r->bell_fd);
     lua_pushinteger(L, fd);
     return 1;
 }

@@ -91,7 +91,7 @@ function Handle:class(class) end
 ---@param f function
 ---@param args table?
 ---@return table? job
----@return string? kind  also "full"
+---@return string|boolean|nil kind  also "full"; of a job: is it time to take
 ---@return string? text
 function Handle:submit(f, args) end
 
@@ -148,8 +148,9 @@ function Handle:join(deadline) end
 ---@return any value
 function Handle:state() end
 
+---@param stir boolean? it is to be readable at once
 ---@return integer?
-function Handle:fileno() end
+function Handle:fileno(stir) end
 
 ---@param n integer
 ---@return boolean # false: there is no room for so many

@@ -48,6 +48,7 @@ function intake.new(onevent)
         news = false,    -- any of these may have something, finished aside
         depth = 0,       -- > 0: inside user code
         taken = 0, bad = 0,
+        early = 0,       -- of these, gathered and not yet told of
         counts = { failed = 0, cancelled = 0, lost = 0, timelimit = 0, memory = 0 },
     }
 end
@@ -221,13 +222,25 @@ local function deliver(self)
     return round
 end
 
+-- Takes in what has arrived; the number of tasks that ended since the last time.
+local function take_in(self)
+    local n, early = self.handle:take(), self.early
+    self.taken, self.early = self.taken + n, 0
+    return n + early
+end
+
+--- Takes in what has arrived and runs no user code: callbacks wait, and the
+--- tasks are counted, when the next call takes in.
+function intake.gather(self)
+    self.early = take_in(self)
+end
+
 --- Takes in what has arrived, runs callbacks. Returns the number of tasks
 --- that ended, and the round of callbacks if one of them raised.
 ---@return integer
 ---@return table? round
 function intake.take_quietly(self)
-    local n = self.handle:take()
-    self.taken = self.taken + n
+    local n = take_in(self)
     if self.news or self.finished[1] then
         local round = deliver(self)
         return n, round.failed and round or nil
@@ -238,8 +251,7 @@ end
 --- The same; an error of a callback is raised.
 ---@return integer
 function intake.take(self)
-    local n = self.handle:take()
-    self.taken = self.taken + n
+    local n = take_in(self)
     if self.news or self.finished[1] then
         local round = deliver(self)
         if round.failed then

@@ -175,8 +175,11 @@ end
 function Pool:apply_async(f, args, opts)
     local handle = opts == nil and handle_of[self]
     if handle and f == self._usual and getpid() == self._owner then
-        local job = handle:submit(f, args)
+        local job, due = handle:submit(f, args)
         if job then
+            if due then
+                intake.gather(self._intake)
+            end
             return job
         end
     end
@@ -344,7 +347,7 @@ end
 ---@return integer
 function Pool:fileno()
     check(self)
-    local fd = self._handle:fileno()
+    local fd = self._handle:fileno(self._intake.early > 0)
     if not fd then
         options.fail("an inline pool (processes = 0) has no descriptor")
     end
