@@ -1,11 +1,12 @@
 -- Watching a pool: onevent, PROCPOOL_LOG, the names that ps shows, and the
 -- progress of maps.
 
-local describe, it, assert = describe, it, assert
+local describe, it, assert, pending = describe, it, assert, pending
 local teardown = teardown
 local _ENV = _G -- luacheck: ignore 211
 -- (busted gives files an environment, which cannot travel)
 
+local fault = require("spec.support.fault")
 local pools = require("spec.support.pools")
 local procpool = require("procpool")
 
@@ -129,6 +130,10 @@ describe("onevent", function()
     }
     for reason, case in pairs(reasons) do
         it("of a life that ended says why: " .. reason, function()
+            if fault.asan and reason == "memory" then
+                pending("the checker keeps what was freed: memory cannot be measured")
+                return
+            end
             local pool, events = watched(1, case[1])
             case[2](pool)
             local exit = await(pool, events, "worker_exit", 1)[1]

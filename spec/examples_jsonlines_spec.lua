@@ -2,6 +2,7 @@
 -- more memory for a longer stream.
 
 local command = require("spec.support.command")
+local fault = require("spec.support.fault")
 local run = command.run
 
 local PROGRAM = "$LUA examples/jsonlines.lua "
@@ -51,6 +52,10 @@ describe("jsonlines", function()
     end)
 
     it("needs no more memory for ten times the lines", function()
+        if fault.asan then
+            pending("the checker keeps what was freed: memory cannot be measured")
+            return
+        end
         local function peak(lines)
             local _, err = run(stream(lines) .. PROGRAM .. "-v -c 100 r >/dev/null")
             return tonumber(err:match("([%d.]+) MB at most"))

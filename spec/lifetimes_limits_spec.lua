@@ -2,11 +2,12 @@
 -- and recyclejitter, which draws the limits.
 
 local describe, it, assert = describe, it, assert
-local teardown = teardown
+local pending, teardown = pending, teardown
 local _ENV = _G -- luacheck: ignore 211
 -- (busted gives files an environment, which cannot travel)
 
 local clean = require("spec.support.clean")
+local fault = require("spec.support.fault")
 local pools = require("spec.support.pools")
 local procpool = require("procpool")
 
@@ -107,6 +108,10 @@ describe("maxmemoryperchild", function()
     end
 
     it("replaces a worker after the task that took it beyond", function()
+        if fault.asan then
+            pending("the checker keeps what was freed: memory cannot be measured")
+            return
+        end
         local pool <close> = procpool.new(1, { maxmemoryperchild = 100 * MIB })
         -- 36 and 72 MiB are below the limit, 108 are not
         for i = 1, 5 do assert.equal(i <= 3 and 1 or 2, pool:apply(hold, { 1 })) end
@@ -117,6 +122,10 @@ describe("maxmemoryperchild", function()
     end)
 
     it("in a chunk leaves after that very item", function()
+        if fault.asan then
+            pending("the checker keeps what was freed: memory cannot be measured")
+            return
+        end
         local pool <close> = procpool.new(1, { maxmemoryperchild = 100 * MIB })
         local list = pool:map(hold, { 0, 0, 3, 0, 0 }, 5)
         assert.same({ 1, 1, 1, 2, 2, n = 5 }, list)
@@ -146,6 +155,10 @@ describe("maxmemoryperchild", function()
     end)
 
     it("does not count what was freed again", function()
+        if fault.asan then
+            pending("the checker keeps what was freed: memory cannot be measured")
+            return
+        end
         local pool <close> = procpool.new(1, { maxmemoryperchild = 48 * MIB })
         for _ = 1, 3 do
             local generation = pool:apply(function()

@@ -172,6 +172,25 @@ describe("stats of real workers", function()
         assert.equal(5, stats.completed)
     end)
 
+    it("tell of no running time before the task has begun", function()
+        local pool <close> = procpool.new(1)
+        for _ = 1, 2 do -- behind no task, and behind one
+            local gate, log = pools.gate(), pools.path()
+            local result = pool:apply_async(echo, { setmetatable({}, { __reduce = function()
+                return function(...) -- in the worker, as the argument is made
+                    pools.pass(...)
+                    return "made"
+                end, gate, log
+            end }) })
+            pools.await_notes(log, 1)
+            local row = pool:stats().workers[1]
+            assert.equal("busy", row.state)
+            assert.is_nil(row.running_for)
+            pools.open(gate)
+            assert.equal("made", result:get(20))
+        end
+    end)
+
     it("count tasks of chunks, not chunks", function()
         local pool <close> = procpool.new(1)
         local gate, log = pools.gate(), pools.path()

@@ -1,6 +1,7 @@
 -- tools/board and tools/traceback.gdb: what they say about a pool at work.
 
 local command = require("spec.support.command")
+local fault = require("spec.support.fault")
 local run = command.run
 
 local PROGRAM = [[
@@ -16,6 +17,10 @@ pool:terminate()
 ]]
 
 describe("tools/board", function()
+    if fault.asan then
+        pending("takes gdb too long to load the checker's symbols")
+        return
+    end
     local dir, remove, feed, pipe, pid, worker
 
     setup(function()

@@ -48,6 +48,18 @@ static enum state state_of(const region_t *r, uint32_t slot)
                                                                     : IDLE;
 }
 
+/* Has the slot's worker entered the task it is at? What run and started say
+** before it stores `begun` is of the cell before. */
+static int has_begun(const region_t *r, uint32_t slot)
+{
+    const slot_t *s = &r->slots[slot];
+    uint32_t next;
+    const cell_t *cell = board_owned(r, slot, atomic_load(&s->generation),
+                                     &next);
+    return cell && atomic_load(&s->begun) == cell->position + 1 &&
+           RUN_STATE(atomic_load(&s->run)) != RUN_IDLE;
+}
+
 /* Pushes a worker's row; what it is doing. */
 static enum state push_row(lua_State *L, const region_t *r, uint32_t slot,
                            uint64_t now)
@@ -66,7 +78,7 @@ static enum state push_row(lua_State *L, const region_t *r, uint32_t slot,
     set_number(L, "age", pid ? seconds_since(now, atomic_load(&s->born)) : 0);
     set_integer(L, "memory", pid ? os_private_memory(pid) : 0);
     set_number(L, "cpu", pid ? os_cpu_seconds(pid) : 0);
-    if (state == BUSY)
+    if (state == BUSY && has_begun(r, slot))
         set_number(L, "running_for",
                    seconds_since(now, atomic_load(&s->started)));
     return state;
