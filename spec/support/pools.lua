@@ -222,10 +222,11 @@ end
 ---@param pool procpool.Pool
 ---@return integer
 function pools.keeper(pool)
-    local pid = pools.eventually("a worker", function()
-        return pools.pids(pool)[1]
+    return pools.eventually("a worker", function()
+        local pid = pools.pids(pool)[1] -- which may go, and another come
+        local parent = pid and pools.proc(pid, "stat"):match("^.*%) %S (%d+)")
+        return parent and math.tointeger(parent)
     end)
-    return math.tointeger(pools.proc(pid, "stat"):match("^.*%) %S (%d+)"))
 end
 
 --- Waits until none of the processes runs.
