@@ -181,7 +181,7 @@ asan:
 	  PRELOAD="$$($(CC) -print-file-name=libasan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:$$ASAN_OPTIONS \
 	  UBSAN_OPTIONS=print_stacktrace=1:$$UBSAN_OPTIONS \
-	  TEST_LIMIT=600 tools/test $(FILES)
+	  TEST_LEAST=600 tools/test $(FILES)
 
 # Threads in the workers' place: the C tests alone, where the thread sanitizer
 # can see all sides. It needs an address space without surprises, and knows no
@@ -192,13 +192,13 @@ tsan:
 	@tools/setup test
 	@BUILD=build/tsan VARIANT='-fsanitize=thread $(NO_FENCE)' CFLAGS='-O1 -g' \
 	  TEST_WRAP="$$(command -v setarch >/dev/null && echo setarch -R)" \
-	  TEST_LIMIT=600 tools/test $(or $(FILES),c)
+	  TEST_LEAST=600 tools/test $(or $(FILES),c)
 
 valgrind:
 	@tools/setup test valgrind
 	@TEST_WRAP="valgrind -q --error-exitcode=99 --child-silent-after-fork=no" \
 	  BUILD=build/valgrind VARIANT=-DPROCPOOL_VALGRIND CFLAGS='-O1 -g' \
-	  TEST_LIMIT=900 tools/test $(or $(FILES),c)
+	  TEST_LEAST=900 tools/test $(or $(FILES),c)
 
 fuzz:
 	@tools/setup run
