@@ -385,8 +385,8 @@ static void bury_worker(keeper_t *k, life_t *l, enum phase phase, int status)
     slot_t *s = &r->slots[l->slot];
     enum reason reason = exit_reason(k, l, phase);
     keeper_note_ready(k, l);  /* a short life may begin and end unseen */
-    /* Before the parent hears of its task: that who sees the outcome sees the
-    ** count. */
+    /* Before the parent hears of its task: whoever sees the outcome then sees
+    ** the count. */
     if (reason < REASON_CLOSE)
         atomic_fetch_add(&r->recycled[reason], 1);
     if (atomic_load(&s->turn) == l->generation) {

@@ -21,6 +21,10 @@ fault.SCALE = tonumber(os.getenv("FAULT_SCALE")) or 1
 
 fault.asan = (os.getenv("LD_PRELOAD") or ""):find("asan") ~= nil
 
+-- Why a test of memory figures cannot run; nil when it can.
+fault.unmeasurable = fault.asan
+    and "the checker keeps what was freed: memory cannot be measured" or nil
+
 local SIGKILL = 9
 
 function fault.scaled(n)
