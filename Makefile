@@ -194,9 +194,11 @@ tsan:
 	  TEST_WRAP="$$(command -v setarch >/dev/null && echo setarch -R)" \
 	  TEST_LEAST=600 tools/test $(or $(FILES),c)
 
+# No search for leaks: it would walk the whole reserved region at every exit.
 valgrind:
 	@tools/setup test valgrind
-	@TEST_WRAP="valgrind -q --error-exitcode=99 --child-silent-after-fork=no" \
+	@TEST_WRAP="valgrind -q --error-exitcode=99 --leak-check=no \
+	  --child-silent-after-fork=no" \
 	  BUILD=build/valgrind VARIANT=-DPROCPOOL_VALGRIND CFLAGS='-O1 -g' \
 	  TEST_LEAST=900 tools/test $(or $(FILES),c)
 

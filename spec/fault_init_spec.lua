@@ -122,8 +122,9 @@ describe("an initializer", function()
             pool:apply_async(math.abs, { -1 }):get(fault.HANG)
         end)
         assert.matches("no more", err.message)
-        -- 10 + 20 + 40 + 80 ms
-        assert.is_true(fault.now() - begun > 0.14)
+        -- 10 + 20 + 40 + 80 ms, if one starts at a time. Two may: then the
+        -- fifth start follows the third failure, that one's start the first.
+        assert.is_true(fault.now() - begun > 0.05)
         assert.is_true(c.get(1) >= 7 and c.get(1) <= 8, c.get(1))
         assert.equal("broken", pool:state())
     end)

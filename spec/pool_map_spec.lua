@@ -235,7 +235,9 @@ for _, processes in ipairs { 0, 2 } do
                 for i = 1, 20 do
                     if i ~= 7 and i ~= 13 then assert.equal("number", results[i]) end
                 end
-                assert.equal(7, fails("unserializable", pool.map, pool, type, items, chunksize).index)
+                -- The failure that is known first: of two workers, either may be ahead.
+                local index = fails("unserializable", pool.map, pool, type, items, chunksize).index
+                assert.is_true(index == 7 or processes > 1 and chunksize < 20 and index == 13, index)
             end
         end)
 
