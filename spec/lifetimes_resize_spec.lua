@@ -92,8 +92,13 @@ describe("resize", function()
         local pool <close> = procpool.new(2)
         local log, gate = pools.path(), pools.gate()
         local result = pool:map_async(function(x)
-            if x == 1 or x == 51 then pools.pass(gate, log) end
-            return { x = x, id = require("procpool").worker.id }
+            local id = require("procpool").worker.id
+            if x == 1 or x == 51 then
+                pools.pass(gate, log)
+            elseif id == 2 then
+                pools.nap(0.02)     -- the keeper's order comes meanwhile
+            end
+            return { x = x, id = id }
         end, range(100), 50)
         pools.await_notes(log, 2)
         pool:resize(1)

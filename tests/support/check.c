@@ -68,7 +68,7 @@ uint64_t check_slow(uint64_t ms)
     if (!times) {
         const char *factor = getenv("CHECK_SLOW");
         times = factor ? strtoull(factor, NULL, 10) : load_factor();
-        if (CHECK_TSAN || CHECK_ASAN)
+        if (CHECK_CHECKER)
             times *= 5;
     }
     return ms * (times ? times : 1);
