@@ -189,9 +189,12 @@ static void leave_keeper(keeper_t *k, int pipe_end)
     os_close(&k->children);
     os_close(&k->sock);
     os_close(&k->parent_pidfd);
+    os_close(&k->oom.fd);
     os_close(&pipe_end);
-    for (uint32_t i = 0; i < k->count; i++)
-        os_close(&k->lives[i].pipe);
+    for (uint32_t i = 0; i < k->count; i++) {
+        int pipe = k->lives[i].pipe;    /* nothing written to: no page copied */
+        os_close(&pipe);
+    }
 }
 
 int crew_start(keeper_t *k, uint32_t slot)
@@ -208,12 +211,14 @@ int crew_start(keeper_t *k, uint32_t slot)
                  LIFE_WORD(l->generation, REASON_NONE, PHASE_STARTING));
     region_complaint(k->r, slot, l->generation)->kind = COMPLAINT_NONE;
     rc = FAULT_ERRNO("keeper.fork");
+    os_oom_volunteer(&k->oom);
     pid_t pid = rc ? (errno = -rc, -1) : fork();
     if (pid == 0) {
         leave_keeper(k, ends[0]);
         worker_main(k->r, slot, l->generation, k->work, k->pid);
     }
     int error = errno;
+    os_oom_restore(&k->oom);
     os_close(&ends[1]);
     if (pid < 0) {
         os_close(&ends[0]);

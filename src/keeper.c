@@ -707,6 +707,7 @@ static int starved(outbox_t *o)
 
 static int open_descriptors(keeper_t *k)
 {
+    os_oom_open(&k->oom);
     k->children = os_signalfd_child();
     k->epoll = os_epoll();
     if (k->children < 0 || k->epoll < 0)
@@ -725,7 +726,7 @@ _Noreturn void keeper_main(region_t *r, const work_t *work, int sock,
     static keeper_t k;
     memset(&k, 0, sizeof k);    /* in a task's pool: another keeper's copy */
     FAULT_POINT("keeper.start");
-    setpgid(0, 0);
+    os_own_group();
     os_adopt_orphans();
     os_fresh_signals();
     os_title(r->set.name, "keeper");

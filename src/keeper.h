@@ -13,6 +13,7 @@
 #ifndef PROCPOOL_KEEPER_H
 #define PROCPOOL_KEEPER_H
 
+#include "os.h"
 #include "outbox.h"
 #include "region.h"
 #include "worker.h"
@@ -52,6 +53,7 @@ typedef struct keeper {
     outbox_t out;
     pid_t pid;
     int epoll, children, kick, sock, parent_pidfd;
+    oom_t oom;
     life_t *lives;
     uint32_t count, room;
     seat_t *seats;

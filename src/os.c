@@ -5,6 +5,10 @@
 ** above (a program may have closed 0 to 2, and a pool must not hear what such
 ** a program prints); errno is turned into a return value at once.
 ** Never allocates from the heap: it runs in children of a fork.
+**
+** What a worker's first moments consist of is called by syscall(): each of the
+** library's wrappers lies on other pages, and a fresh process takes a fault for
+** every 16 of them.
 */
 #define _GNU_SOURCE
 #include "os.h"
@@ -24,7 +28,6 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
@@ -313,7 +316,7 @@ int os_eventfd(void)
 void os_ring(int fd)
 {
     uint64_t one = 1;
-    while (write(fd, &one, sizeof one) < 0 && errno == EINTR)
+    while (syscall(SYS_write, fd, &one, sizeof one) < 0 && errno == EINTR)
         ;
 }
 
@@ -434,7 +437,7 @@ void os_close(int *fd)
 {
     if (*fd >= 0) {
         note_own(*fd, 0);
-        close(*fd);
+        syscall(SYS_close, *fd);
     }
     *fd = -1;
 }
@@ -462,13 +465,24 @@ void os_yield(void)
     sched_yield();
 }
 
+void os_own_group(void)
+{
+    syscall(SYS_setpgid, 0, 0);
+}
+
+void os_unblock_signals(void)
+{
+    uint64_t none = 0;  /* a mask as the kernel has it */
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof none);
+}
+
 void os_batch(void)
 {
-    struct sched_param none;
-    memset(&none, 0, sizeof none);
-    if (sched_getscheduler(0) != SCHED_OTHER)
+    struct sched_param none = { .sched_priority = 0 };
+    if (syscall(SYS_sched_getscheduler, 0) != SCHED_OTHER)
         return;     /* somebody has chosen another policy: it stays */
-    sched_setscheduler(0, SCHED_BATCH | SCHED_RESET_ON_FORK, &none);
+    syscall(SYS_sched_setscheduler, 0, SCHED_BATCH | SCHED_RESET_ON_FORK,
+            &none);
 }
 
 static pid_t own_pid;
@@ -512,7 +526,7 @@ int os_pidfd_kill(int pidfd, pid_t pid, int sig)
 
 void os_die_with(pid_t parent)
 {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     if (getppid() != parent)
         _exit(1);  /* it died before the line above */
 }
@@ -561,15 +575,33 @@ void os_fresh_signals(void)
         fcntl(0, F_SETFD, 0);
 }
 
-void os_volunteer_for_oom(void)
+#define OOM_VOLUNTEER "500"
+
+void os_oom_open(oom_t *o)
 {
-    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    if (write(fd, "500", 3) < 0) {
-        /* Not permitted: the kernel's own choice stands. */
-    }
-    close(fd);
+    o->fd = above_stdio(open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC));
+    ssize_t n = o->fd < 0 ? 0 : read(o->fd, o->own, sizeof o->own - 1);
+    o->own[n > 0 ? n : 0] = '\0';
+    if (n <= 0 || atoi(o->own) >= atoi(OOM_VOLUNTEER))
+        os_close(&o->fd);
+}
+
+static void adjust_oom(const oom_t *o, const char *score)
+{
+    /* Not permitted: the kernel's own choice stands. */
+    while (o->fd >= 0 && pwrite(o->fd, score, strlen(score), 0) < 0 &&
+           errno == EINTR)
+        ;
+}
+
+void os_oom_volunteer(const oom_t *o)
+{
+    adjust_oom(o, OOM_VOLUNTEER);
+}
+
+void os_oom_restore(const oom_t *o)
+{
+    adjust_oom(o, o->own);
 }
 
 /* Where the command line that ps shows lies: between arg_start and arg_end
@@ -620,7 +652,7 @@ void os_title(const char *name, const char *role)
 {
     char comm[16];
     write_title(comm, sizeof comm, "", name, role);
-    prctl(PR_SET_NAME, comm);
+    syscall(SYS_prctl, PR_SET_NAME, comm, 0, 0, 0);
     find_title();
     if (title_start)
         write_title(title_start, title_room, "procpool ", name, role);
@@ -628,7 +660,7 @@ void os_title(const char *name, const char *role)
 
 void os_random(void *bytes, size_t size)
 {
-    if (getrandom(bytes, size, 0) == (ssize_t)size)
+    if (syscall(SYS_getrandom, bytes, size, 0) == (long)size)
         return;
     /* No getrandom: time and pid still differ from life to life. */
     uint64_t seed = os_now() ^ ((uint64_t)getpid() << 40);

@@ -79,12 +79,24 @@ int os_pidfd_kill(int pidfd, pid_t pid, int signal);
 void os_die_with(pid_t parent);         /* SIGKILL when it dies; checks it */
 void os_adopt_orphans(void);            /* be a subreaper */
 int os_children(pid_t *pids, int room); /* of this process; how many there are */
+void os_own_group(void);                /* be a process group's leader */
 void os_fresh_signals(void);            /* dispositions, mask, timers, stdin */
-void os_volunteer_for_oom(void);        /* the OOM killer takes us first */
+void os_unblock_signals(void);
 /* What ps shows: "procpool NAME ROLE"; where room is short NAME is cut. */
 void os_title(const char *name, const char *role);
 void os_random(void *bytes, size_t size);
 int os_columns(int fd);                 /* of a terminal, 0: unknown; -1: none */
+
+/* Children forked between the two are taken first by the OOM killer. To set the
+** score before the fork costs a call; a child's way to its own costs as much
+** as a tenth of its life, if that is short. */
+typedef struct oom {
+    int fd;                     /* -1: nothing to be done, or not possible */
+    char own[8];
+} oom_t;
+void os_oom_open(oom_t *o);             /* before the other two */
+void os_oom_volunteer(const oom_t *o);
+void os_oom_restore(const oom_t *o);
 
 /* Memory of a process: its own private pages, in bytes. */
 uint64_t os_private_memory(pid_t pid);  /* exact, walks page tables; 0: unknown */

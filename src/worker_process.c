@@ -105,26 +105,18 @@ void worker_prepare(void)
     on_exit(on_exit_called, NULL);
 }
 
-static void unblock_signals(void)
-{
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-}
-
 _Noreturn void worker_main(region_t *r, uint32_t slot, uint32_t generation,
                            const work_t *work, pid_t keeper)
 {
     static worker_t self;
     FAULT_POINT("child.post_fork");
-    setpgid(0, 0);
+    os_own_group();
     os_die_with(keeper);
     worker_open(&self, r, slot, generation, work);
     worker_current = &self;
     set_title(&self);
     os_batch();  /* a parent that queues much is not preempted by each wake */
-    unblock_signals();
-    os_volunteer_for_oom();
+    os_unblock_signals();
     if (worker_start(&self) < 0) {
         fflush(NULL);
         _exit(1);
