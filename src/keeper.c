@@ -164,10 +164,9 @@ static void give_order(keeper_t *k, const life_t *l, enum reason reason)
 
 static void ask_replace(keeper_t *k, uint32_t first, uint64_t slots)
 {
-    uint32_t wanted = atomic_load(&k->r->wanted);
     for (; slots; slots &= slots - 1) {
         uint32_t i = first + (uint32_t)__builtin_ctzll(slots);
-        if (i >= wanted)
+        if (i >= k->wanted)
             return;
         k->seats[i].replace = REPLACE_ASKED;
         k->recycling = 1;
@@ -203,7 +202,7 @@ static int being_replaced(keeper_t *k, uint32_t slot)
 /* Never more than half the workers in replacement at once (one at least). */
 static void recycle_seats(keeper_t *k)
 {
-    uint32_t wanted = atomic_load(&k->r->wanted), under_way = 0;
+    uint32_t wanted = k->wanted, under_way = 0;
     if (!k->recycling)
         return;
     k->recycling = 0;
@@ -284,13 +283,30 @@ static void rouse(keeper_t *k, uint32_t slot)
     atomic_fetch_sub(&k->r->asleep, 1);
 }
 
-/* Slots above `wanted` are to be empty. */
-static void obey_size(keeper_t *k)
+/* Few seats are a small block of malloc's, which is had without a look at all
+** that the parent has ever freed, and so without copying it. */
+static int add_seats(keeper_t *k, uint32_t count)
 {
-    uint32_t wanted = atomic_load(&k->r->wanted);
-    if (wanted > k->slots)
-        k->slots = wanted;
-    for (uint32_t i = wanted; i < k->slots; i++) {
+    seat_t *more = realloc(k->seats, count * sizeof *more);
+    if (!more)
+        return 0;
+    memset(more + k->slots, 0, (count - k->slots) * sizeof *more);
+    k->seats = more;
+    k->slots = count;
+    return 1;
+}
+
+/* Slots above `wanted` are to be empty. */
+static void obey_size(keeper_t *k, uint64_t *at)
+{
+    k->wanted = atomic_load(&k->r->wanted);
+    if (k->wanted > k->r->slots_max)    /* a task has written there */
+        k->wanted = k->r->slots_max;
+    if (k->wanted > k->slots && !add_seats(k, k->wanted)) {
+        k->wanted = k->slots;
+        sooner(at, os_now() + PAUSE_MAX);
+    }
+    for (uint32_t i = k->wanted; i < k->slots; i++) {
         life_t *l = crew_active(k, i);
         if (l && !closing(k))
             give_order(k, l, REASON_RESIZE);
@@ -312,7 +328,7 @@ void keeper_lull(keeper_t *k, uint32_t slot, uint32_t turn)
     if (!left || left->lulled || crew_leaving(k, left) != REASON_IDLE)
         return;
     left->lulled = 1;
-    if (closing(k) || slot >= atomic_load(&r->wanted))
+    if (closing(k) || slot >= k->wanted)
         return;
     life_t *next = crew_find(k, slot, turn);
     if (next) {
@@ -414,7 +430,7 @@ static void count_awake(keeper_t *k)
 {
     if (!k->r->set.idletimeout)
         return;
-    k->awake = atomic_load(&k->r->wanted) - atomic_load(&k->r->asleep);
+    k->awake = k->wanted - atomic_load(&k->r->asleep);
     for (uint32_t i = 0; i < k->count; i++)
         k->awake -= (uint32_t)told_to_idle(k, &k->lives[i]);
 }
@@ -585,10 +601,9 @@ static void start_life(keeper_t *k, uint32_t slot, uint64_t *at)
 static void start_wanted(keeper_t *k, uint64_t now, uint64_t *at)
 {
     const settings_t *set = &k->r->set;
-    uint32_t wanted = atomic_load(&k->r->wanted);
     int successors = set->maxtasks || set->maxage || k->recycling;
     for (uint32_t round = 1; round <= 1 + (uint32_t)successors; round++)
-        for (uint32_t i = 0; i < wanted; i++) {
+        for (uint32_t i = 0; i < k->wanted; i++) {
             uint32_t come = crew_to_come(k, i);
             if (come < round && come < lives_wanted(k, i, now, at))
                 start_life(k, i, at);
@@ -669,7 +684,7 @@ static _Noreturn void loop(keeper_t *k)
         if (atomic_load(&r->terminating))
             end(k, KEEPER_DONE);
         uint64_t at = UINT64_MAX, now = os_now();
-        obey_size(k);
+        obey_size(k, &at);
         obey_replace(k);
         recycle_seats(k);
         obey_cancels(k, now, &at);
@@ -736,8 +751,7 @@ _Noreturn void keeper_main(region_t *r, const work_t *work, int sock,
     k.sock = sock;
     k.parent_pidfd = parent_pidfd;
     k.kick = r->kick_fd;
-    k.seats = calloc(r->slots_max, sizeof *k.seats);
-    if (!k.seats || open_descriptors(&k) < 0)
+    if (open_descriptors(&k) < 0)
         _exit(1);
     outbox_open(&k.out, r, r->slots_max, starved);
     worker_prepare();

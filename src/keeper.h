@@ -58,6 +58,7 @@ typedef struct keeper {
     uint32_t count, room;
     seat_t *seats;
     uint32_t slots;             /* seats ever wanted: where a scan ends */
+    uint32_t wanted;            /* of region.wanted, seen to: slots at most */
     uint32_t awake;             /* slots not asleep nor told to be, in watch */
     uint64_t start_after;       /* ns: failed starts make a pause */
     uint64_t pause;

@@ -621,9 +621,10 @@ static void find_title(void)
     char *at = strrchr(text, ')');
     for (int field = 2; at && field < 48; field++)
         at = strchr(at + 1, ' ');
-    unsigned long from, to;
-    if (!at || sscanf(at, "%lu %lu", &from, &to) != 2 || !from ||
-        to <= from + 1)
+    if (!at)
+        return;
+    unsigned long from = strtoul(at, &at, 10), to = strtoul(at, NULL, 10);
+    if (!from || to <= from + 1)
         return;
     title_start = (char *)from;
     title_room = to - from;
