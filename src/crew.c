@@ -167,7 +167,7 @@ int crew_has_room(keeper_t *k, uint32_t slot)
 static life_t *new_life(keeper_t *k)
 {
     if (k->count == k->room) {
-        uint32_t room = k->room ? k->room * 2 : 8;
+        uint32_t room = k->room ? k->room * 2 : 8;  /* few: see add_seats */
         life_t *more = realloc(k->lives, room * sizeof *more);
         if (!more)
             return NULL;

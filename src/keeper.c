@@ -283,8 +283,8 @@ static void rouse(keeper_t *k, uint32_t slot)
     atomic_fetch_sub(&k->r->asleep, 1);
 }
 
-/* Few seats are a small block of malloc's, which is had without a look at all
-** that the parent has ever freed, and so without copying it. */
+/* As many as there are slots, not as there may be: for a large block malloc
+** goes through all that the parent has freed, and so copies its pages. */
 static int add_seats(keeper_t *k, uint32_t count)
 {
     seat_t *more = realloc(k->seats, count * sizeof *more);

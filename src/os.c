@@ -472,8 +472,8 @@ void os_own_group(void)
 
 void os_unblock_signals(void)
 {
-    uint64_t none = 0;  /* a mask as the kernel has it */
-    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof none);
+    static const uint64_t none[2];  /* a mask as the kernel has it */
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, (size_t)_NSIG / 8);
 }
 
 void os_batch(void)
