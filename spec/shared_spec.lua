@@ -1,5 +1,9 @@
+local describe, it, assert, pending = describe, it, assert, pending
+local _ENV = _G -- luacheck: ignore 211
+
 local fault = require("spec.support.fault")
 local procpool = require("procpool")
+local script = require("spec.support.script")
 
 -- Bytes of this process's memory that no other process has.
 local function private_memory()
@@ -9,6 +13,26 @@ local function private_memory()
     end
     return sum * 1024
 end
+
+describe("the collector of a worker", function()
+    it("leaves a heap of some size, and what is `shared`, alone; of a small one it takes no care", function()
+        local result = script.run(function(pp)
+            -- The mode it had, twice: a task changes it for itself alone.
+            local function mode() return collectgarbage("incremental"), collectgarbage("generational") end
+            local function show(options)
+                local pool <close> = pp.new(1, options)
+                print((pool:apply(mode)), (pool:apply(mode)))
+            end
+            show()
+            show({ shared = {} })
+            local kept = {}
+            for i = 1, 2048 do kept[i] = ("x"):rep(1000) .. i end
+            show()
+            assert(#kept == 2048)
+        end)
+        assert.equal("incremental\tincremental\n" .. ("generational\tgenerational\n"):rep(2), result.out, result.err)
+    end)
+end)
 
 describe("what workers inherit", function()
     -- 64 MiB of strings of 1 KiB, with a hole of garbage after each.

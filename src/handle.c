@@ -145,7 +145,8 @@ int handle_open(lua_State *L)
     runner_open(&h->runner, L, 1);
     /* What is garbage now must be finalized here, not in every worker. */
     lua_getfield(L, 1, "share");
-    if (lua_toboolean(L, -1))
+    h->runner.aged = lua_toboolean(L, -1);
+    if (h->runner.aged)
         runner_age(L);
     else
         lua_gc(L, LUA_GCCOLLECT);

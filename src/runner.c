@@ -294,8 +294,6 @@ static inline void tidy_task(runner_t *run, lua_State *T)
         fflush(stdout);
 }
 
-static int collector = LUA_GCGEN;   /* its mode in workers: see settle */
-
 /* After a cell: also what its tasks did to hooks and to the collector. */
 static void tidy(runner_t *run, lua_State *T)
 {
@@ -304,7 +302,7 @@ static void tidy(runner_t *run, lua_State *T)
         lua_sethook(T, NULL, 0, 0);
     if (!lua_gc(T, LUA_GCISRUNNING))
         lua_gc(T, LUA_GCRESTART);
-    lua_gc(T, collector, 0, 0, 0);
+    lua_gc(T, run->collector, 0, 0, 0);
 }
 
 /* The cell's tasks, until they are over or one raises. Upvalue: CACHE. */
@@ -417,7 +415,7 @@ static void interrupt(void *context)
 
 /* --- the snapshot, and a worker's life ---------------------------------- */
 
-#define SMALL_HEAP 2048         /* KiB */
+#define SMALL_HEAP 1024         /* KiB */
 #define LARGE_HEAP (16 * 1024)
 
 static char open_worker_key;    /* registry: the table that tasks see */
@@ -595,9 +593,9 @@ static void open_arena(lua_State *L)
 /*
 ** In the keeper. Lua's collector writes into every object it visits; made
 ** generational here, once, it leaves the inherited ones alone in workers. That
-** visit copies the heap for the keeper, half a millisecond for each MiB; behind
-** a small heap it would save a worker no more than that, and most of them
-** nothing: they are over before their collector begins.
+** visit copies the heap for the keeper, which takes half a millisecond even if
+** it is small; then it would save a worker no more than that, and those nothing
+** that are over before their collector begins.
 */
 static void settle(void *context)
 {
@@ -621,8 +619,10 @@ static void settle(void *context)
     set_traps(run->T);
     if (!lua_gc(run->L, LUA_GCISRUNNING))   /* it would begin anew: not idly */
         lua_gc(run->L, LUA_GCRESTART);
-    if (lua_gc(run->L, LUA_GCCOUNT) < SMALL_HEAP)
-        lua_gc(run->L, collector = LUA_GCINC, 0, 0, 0);
+    int small = lua_gc(run->L, LUA_GCCOUNT) < SMALL_HEAP && !run->aged;
+    run->collector = small ? LUA_GCINC : LUA_GCGEN;
+    if (small)
+        lua_gc(run->L, LUA_GCINC, 0, 0, 0);
     else
         runner_age(run->L);
     inherited = lua_gc(run->L, LUA_GCCOUNT);

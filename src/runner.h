@@ -31,6 +31,8 @@ typedef struct runner {
     int stage;                  /* runner.c */
     volatile sig_atomic_t armed;    /* a stop signal came during this task */
     int single;                 /* only the first result is wanted */
+    int aged;                   /* the parent has made what there is old */
+    int collector;              /* LUA_GCGEN or LUA_GCINC, in workers */
     int start, stop, after, reseed, newerror;   /* registry, LUA_NOREF: none */
     int thread;                 /* registry: T */
     uint64_t ids[RUNNER_FUNCTIONS];     /* functions in T's cache */
@@ -44,8 +46,8 @@ void runner_open(runner_t *run, lua_State *L, int config);
 ** full collection. Lua's collector writes into every object it visits, so a
 ** process that collects ends up with a copy of all it has inherited; a
 ** generational one leaves old objects alone. The switch itself visits all, so
-** it is made once: in the keeper, or, for a pool with `shared`, in the parent,
-** which then has no copy of its own either.
+** it is made once: in the keeper, or, for a pool with `shared`, in the parent
+** (`aged`), which then has no copy of its own either.
 */
 void runner_age(lua_State *L);
 /* Parent, after the fork: it needs none of them. */
