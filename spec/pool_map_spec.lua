@@ -238,6 +238,9 @@ for _, processes in ipairs { 0, 2 } do
                 -- The failure that is known first: of two workers, either may be ahead.
                 local index = fails("unserializable", pool.map, pool, type, items, chunksize).index
                 assert.is_true(index == 7 or processes > 1 and chunksize < 20 and index == 13, index)
+                local one = range(20)
+                one[7] = io.stdout
+                assert.equal(7, fails("unserializable", pool.map, pool, type, one, chunksize).index)
             end
         end)
 
