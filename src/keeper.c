@@ -297,14 +297,14 @@ static int add_seats(keeper_t *k, uint32_t count)
 }
 
 /* Slots above `wanted` are to be empty. */
-static void obey_size(keeper_t *k, uint64_t *at)
+static void obey_size(keeper_t *k, uint64_t now, uint64_t *at)
 {
     k->wanted = atomic_load(&k->r->wanted);
     if (k->wanted > k->r->slots_max)    /* a task has written there */
         k->wanted = k->r->slots_max;
     if (k->wanted > k->slots && !add_seats(k, k->wanted)) {
         k->wanted = k->slots;
-        sooner(at, os_now() + PAUSE_MAX);
+        sooner(at, now + PAUSE_MAX);
     }
     for (uint32_t i = k->wanted; i < k->slots; i++) {
         life_t *l = crew_active(k, i);
@@ -684,7 +684,7 @@ static _Noreturn void loop(keeper_t *k)
         if (atomic_load(&r->terminating))
             end(k, KEEPER_DONE);
         uint64_t at = UINT64_MAX, now = os_now();
-        obey_size(k, &at);
+        obey_size(k, now, &at);
         obey_replace(k);
         recycle_seats(k);
         obey_cancels(k, now, &at);

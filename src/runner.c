@@ -617,8 +617,8 @@ static void settle(void *context)
     if (lua_pcall(run->T, 0, 0, 0) != LUA_OK)
         lua_pop(run->T, 1);
     set_traps(run->T);
-    if (!lua_gc(run->L, LUA_GCISRUNNING))   /* it would begin anew: not idly */
-        lua_gc(run->L, LUA_GCRESTART);
+    if (!lua_gc(run->L, LUA_GCISRUNNING))
+        lua_gc(run->L, LUA_GCRESTART);  /* only then: it collects at once */
     int small = lua_gc(run->L, LUA_GCCOUNT) < SMALL_HEAP && !run->aged;
     run->collector = small ? LUA_GCINC : LUA_GCGEN;
     if (small)
