@@ -79,10 +79,18 @@ for _, processes in ipairs { 0, 2 } do
             call = { function() local x = nil; x() end, "attempt to call a nil value" },
         } do
             it("that always raises a " .. name .. " breaks the pool with that error", function()
-                local pool = procpool.new(processes, { initializer = case[1] })
+                local gate = processes > 0 and pools.gate()
+                local pool = procpool.new(processes, {
+                    initializer = function(raise, wait)
+                        if wait then pools.pass(wait) end
+                        raise()
+                    end,
+                    initargs = { case[1], gate },
+                })
                 local pending, map = pool:apply_async(echo, { 1 }), nil
-                if pool:state() == "running" then
+                if gate then
                     map = pool:map_async(echo, { 1, 2, 3 })
+                    pools.open(gate)
                 end
                 local err = fails("initializer", pending.get, pending, 30)
                 assert.is_truthy(err.message:find(case[2], 1, true), err.message)
@@ -158,15 +166,23 @@ describe("the initializer in real workers", function()
     teardown(pools.cleanup)
 
     -- Raises in those of its runs, numbered over all lives, for which `bad`
-    -- says so.
+    -- says so; not before `go`: a first start that fails breaks the pool.
     local function flaky(log, bad)
         return function()
             local pid = tostring(require("procpool").worker.pid)
             pools.note(log, pid)
             for n, line in ipairs(pools.notes(log)) do
-                if line == pid and bad(n) then error("start " .. n, 0) end
+                if line == pid and bad(n) then
+                    pools.await_notes(log .. ".go", 1)
+                    error("start " .. n, 0)
+                end
             end
         end
+    end
+
+    -- Once a worker has been ready.
+    local function go(log)
+        pools.note(log .. ".go", "go")
     end
 
     it("is not waited for by new", function()
@@ -214,6 +230,7 @@ describe("the initializer in real workers", function()
 
     it("that always fails starts no more than a worker each", function()
         local log = pools.path()
+        go(log)
         local pool = procpool.new(3, { initializer = flaky(log, function() return true end) })
         fails("initializer", pool.apply, pool, echo)
         assert.is_true(pool:state() == "broken")
@@ -259,7 +276,10 @@ describe("the initializer in real workers", function()
             -- never five in a row
             initializer = flaky(log, function(n) return n > 2 and n % 3 == 0 end),
         })
-        for i = 1, 20 do assert.equal(i, pool:apply(echo, { i })) end
+        for i = 1, 20 do
+            assert.equal(i, pool:apply(echo, { i }))
+            if i == 1 then go(log) end
+        end
         assert.equal("running", pool:state())
     end)
 
@@ -280,6 +300,7 @@ describe("the initializer in real workers", function()
             while true do
                 assert(pool:apply(echo, { 1 }) == 1)
                 done = done + 1
+                if done == 1 then go(log) end
             end
         end)
         assert.equal(3, done)
@@ -321,10 +342,20 @@ describe("the initializer in real workers", function()
     it("that failed does not spoil what had been done", function()
         local log = pools.path()
         local pool = procpool.new(1, {
-            maxtasksperchild = 2, initializer = flaky(log, function(n) return n > 1 end),
+            maxtasksperchild = 2,
+            initializer = function()
+                local w = require("procpool").worker
+                if w.generation > 1 then
+                    pools.await_notes(log .. ".go", 1)
+                    error("a later start", 0)
+                end
+                pools.note(log, w.pid)
+            end,
         })
         local results = {}
         for i = 1, 4 do results[i] = pool:apply_async(echo, { i }) end
+        pools.await_gone { math.tointeger(pools.await_notes(log, 1)[1]) }
+        go(log)
         fails("initializer", results[4].get, results[4], 30)
         assert.equal(1, results[1]:get(0))
         assert.equal(2, results[2]:get(0))
@@ -340,7 +371,31 @@ describe("the initializer in real workers", function()
             })
             for i = 1, 6 do pool:apply_async(echo, { i }) end
             pool:close()
+            go(log)
             assert.is_true(pool:join(30))
+        end
+    end)
+
+    it("has failed: whatever asks first is told so, not what came of it", function()
+        for _, ask in ipairs {
+            function(p) p:apply(echo) end,
+            function(p) p:apply_async(echo):get() end,
+            function(p) p:map(echo, { 1, 2, 3 }) end,
+            function(p) p:map_async(echo, { 1, 2, 3 }) end,
+            function(p) for _ in p:imap(echo, { 1, 2 }) do error("a result") end end,
+        } do
+            local log, gate = pools.path(), pools.gate()
+            local pool = procpool.new(2, { initializer = function()
+                pools.note(log, require("posix.unistd").getppid())
+                pools.pass(gate)
+                error("x", 0)
+            end })
+            local keeper = math.tointeger(pools.await_notes(log, 1)[1])
+            pools.open(gate)
+            pools.await_gone { keeper }
+            assert.equal("x", fails("initializer", ask, pool).value)
+            assert.equal("broken", pool:state())
+            pools.finish(pool)
         end
     end)
 end)

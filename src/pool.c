@@ -328,7 +328,9 @@ static void keeper_gone(pool_t *p)
     /* Its workers die with it; when they have, nobody writes any more. */
     if (state != KEEPER_BROKEN)
         os_wait_readable(&p->crew, 1, os_now() + CREW_WAIT);
-    if (p->end != END_NONE || state == KEEPER_BROKEN)
+    else
+        pool_read_why(p);
+    if (p->end != END_NONE)
         return;
     if (state == KEEPER_DONE) {
         /* It has seen our end of the socket close, and nobody closed it but

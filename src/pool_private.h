@@ -35,5 +35,9 @@ entry_t *pool_entry(const pool_t *p, uint64_t index);  /* NULL: no such */
 /* Every task of the cell has its outcome. */
 void pool_end_cell(pool_t *p, uint64_t index);
 
+/* pool_read.c. Notes how the pool ended if the keeper has said so in what is
+** not read yet; nothing is taken out of its outbox. */
+void pool_read_why(pool_t *p);
+
 #pragma GCC visibility pop
 #endif

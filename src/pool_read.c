@@ -256,6 +256,16 @@ static int read_ended(pool_t *p, outcome_t *out)
     return 0;
 }
 
+void pool_read_why(pool_t *p)
+{
+    uint32_t keeper = p->r->slots_max;
+    uint64_t at = p->readers[keeper].at;
+    record_t rec;
+    while (outbox_read(p->r, keeper, &at, tail_of(p, keeper), &rec) > 0)
+        if (rec.kind == RECORD_BROKEN)
+            read_broken(p, &rec);
+}
+
 static void begin_round(pool_t *p)
 {
     p->cursor = 0;
