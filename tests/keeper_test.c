@@ -676,7 +676,7 @@ static void in_a_chunk(enum op op, uint64_t a, uint64_t b, uint32_t retries,
         rig_t *g = start(2);
         g->retries = retries;
         g->timeout = 150 * MS;
-        g->grace = 20 * MS;
+        g->grace = kind == OUTCOME_STOPPED ? 5 * OS_SECOND : 20 * MS;
         job_t jobs[10];
         for (uint32_t i = 0; i < 10; i++)
             jobs[i] = i == bad ? (job_t){ op, 0, a, b }
@@ -926,8 +926,9 @@ static void test_time_limits(void)
     rig_t *g = start(2);
     settle(g, 2);
     g->timeout = 100 * MS;
-    g->grace = 100 * MS;
+    g->grace = 5 * OS_SECOND;
     uint32_t stops = rig_post(g, OP_SLEEP, 60000, 0, 1);
+    g->grace = 100 * MS;
     uint32_t killed = rig_post(g, OP_STUBBORN, 60000, 0, 1);
     uint32_t tidy = rig_post(g, OP_TIDY, 20, 0, 1);
     uint64_t begun = os_now();
