@@ -9,6 +9,8 @@
 #include "os.h"
 
 #define SMALLEST 64
+/* Up to this size blocks may lie in region_t.small. */
+#define SMALL (UINT64_C(16) * 1024)
 /* From this size on a free block's pages are worth giving back ... */
 #define LARGE (UINT64_C(256) * 1024)
 /* ... unless the warm ones are fewer than this: refilling fresh pages costs
@@ -35,6 +37,8 @@ void heap_open(heap_t *h, region_t *r)
     h->h_region = r;
     h->h_top = r->heap;
     h->h_end = r->heap + r->heap_size;
+    h->h_small_top = r->small;
+    h->h_small_end = r->small + r->small_size;
 }
 
 void heap_close(heap_t *h)
@@ -72,6 +76,20 @@ static int take_larger(heap_t *h, uint64_t size, block_t *out)
     return 0;
 }
 
+static int take_new(heap_t *h, uint64_t size, block_t *out)
+{
+    uint64_t *top = &h->h_top;
+    if (size <= SMALL && h->h_small_end - h->h_small_top >= size)
+        top = &h->h_small_top;
+    else if (h->h_end - h->h_top < size)
+        return 0;
+    out->offset = *top;
+    out->size = size;
+    *top += size;
+    h->h_used += size;
+    return 1;
+}
+
 int heap_alloc(heap_t *h, uint64_t size, block_t *out)
 {
     int error = FAULT_ERRNO("heap.alloc");
@@ -81,16 +99,10 @@ int heap_alloc(heap_t *h, uint64_t size, block_t *out)
         return -ENOMEM;
     uint64_t rounded;
     unsigned class = class_of(size, &rounded);
-    if (take_free(h, class, rounded, out))
-        return 0;
-    if (h->h_end - h->h_top >= rounded) {
-        out->offset = h->h_top;
-        out->size = rounded;
-        h->h_top += rounded;
-        h->h_used += rounded;
-        return 0;
-    }
-    return take_larger(h, rounded, out) ? 0 : -ENOMEM;
+    return take_free(h, class, rounded, out) || take_new(h, rounded, out) ||
+                   take_larger(h, rounded, out)
+               ? 0
+               : -ENOMEM;
 }
 
 void heap_free(heap_t *h, block_t *b)

@@ -6,7 +6,8 @@
 ** death needs no repair here. Workers only read the blocks.
 **
 ** Blocks come in classes, four to each power of two, from a free list per
-** class (last in, first out: its pages are warm) or from the untouched end.
+** class (last in, first out: its pages are warm) or from the untouched end;
+** the first small ones from a place of their own (region_t.small).
 ** Blocks are never merged: the address space is sparse and large, and what
 ** is free costs no memory once its pages are given back.
 */
@@ -29,6 +30,8 @@ typedef struct heap {
     region_t *h_region;
     uint64_t h_top;             /* offset of the untouched end */
     uint64_t h_end;
+    uint64_t h_small_top;       /* the same of the place for small ones */
+    uint64_t h_small_end;
     uint64_t h_used;            /* bytes in blocks handed out */
     uint64_t h_warm;            /* bytes of large free blocks with pages */
     heap_list_t h_free[HEAP_CLASSES];

@@ -6,9 +6,9 @@
 **
 ** Where a record is put decides how warm its pages are. Fresh shared pages
 ** cost 2.4 GiB/s, warm ones five times less, so the writer goes back to the
-** ring's start as soon as it is past WINDOW bytes and the reader has taken
-** everything. Only while something is unread does it walk on into the sparse
-** rest of the ring.
+** ring's start as soon as it is past WARM bytes, or the window, and the reader
+** has taken everything. Only while something is unread, or for what is large,
+** does it walk on into the sparse rest of the ring.
 **
 ** Run by workers, and by the keeper for its own outbox; outbox_read and
 ** outbox_release by the parent. Blocks only in o_starved.
@@ -21,7 +21,7 @@
 #include "fault.h"
 #include "os.h"
 
-#define WINDOW (UINT64_C(256) * 1024)
+#define WARM (UINT64_C(64) * 1024)
 #define KEEP (UINT64_C(4) * 1024 * 1024)    /* bytes never trimmed */
 
 #define X(id, text) text,
@@ -38,6 +38,19 @@ static uint64_t offset_of(const outbox_t *o, uint64_t position)
     return position & o->o_mask;
 }
 
+static unsigned char *byte_at(const outbox_t *o, uint64_t position)
+{
+    uint64_t offset = offset_of(o, position);
+    return (offset < o->o_window ? o->o_near : o->o_far) + offset;
+}
+
+/* How many bytes of the ring are contiguous from there on, free or not. */
+static uint64_t stretch(const outbox_t *o, uint64_t position)
+{
+    uint64_t offset = offset_of(o, position);
+    return (offset < o->o_window ? o->o_window : o->o_size) - offset;
+}
+
 static uint64_t unread(const outbox_t *o)
 {
     uint64_t head = atomic_load_explicit(&o->o_slot->head,
@@ -51,7 +64,7 @@ static uint64_t contiguous(const outbox_t *o, uint64_t position)
     uint64_t head = atomic_load_explicit(&o->o_slot->head,
                                          memory_order_acquire);
     uint64_t used = (position - head) & TAIL_MASK;
-    uint64_t to_end = o->o_size - offset_of(o, position);
+    uint64_t to_end = stretch(o, position);
     /* RECORD_HEADER stays free, so that a SKIP always fits. */
     uint64_t free = used + RECORD_HEADER < o->o_size ? o->o_size - RECORD_HEADER - used : 0;
     return free < to_end ? free : to_end;
@@ -65,7 +78,7 @@ static uint64_t next_lap(const outbox_t *o, uint64_t position)
 static void point_record(outbox_t *o, uint64_t start, uint64_t room)
 {
     o->o_start = start;
-    o->record.data = o->o_ring + offset_of(o, start) + RECORD_HEADER + o->o_prefix;
+    o->record.data = byte_at(o, start) + RECORD_HEADER + o->o_prefix;
     o->record.room = (size_t)(room - RECORD_HEADER - o->o_prefix);
 }
 
@@ -78,10 +91,12 @@ static void touch(outbox_t *o, uint64_t end)
         atomic_store_explicit(&o->o_slot->room, end, memory_order_relaxed);
 }
 
-static void write_skip(outbox_t *o)
+/* From where the writer is to `position`. */
+static void write_skip(outbox_t *o, uint64_t position)
 {
-    uint64_t skip = header_word(RECORD_SKIP, 0);
-    memcpy(o->o_ring + offset_of(o, o->o_position), &skip, RECORD_HEADER);
+    uint64_t skip = header_word(RECORD_SKIP,
+                                (position - o->o_position) & TAIL_MASK);
+    memcpy(byte_at(o, o->o_position), &skip, RECORD_HEADER);
 }
 
 /*
@@ -91,28 +106,31 @@ static void write_skip(outbox_t *o)
 static int find_place(outbox_t *o, uint64_t whole, uint64_t *start,
                       uint64_t *room)
 {
-    uint64_t here = o->o_position, lap = next_lap(o, here);
-    if (offset_of(o, here) >= WINDOW && unread(o) == 0 &&
-        contiguous(o, lap) >= whole)
-        *start = lap;
-    else if (contiguous(o, here) >= whole)
-        *start = here;
-    else if (o->o_size - offset_of(o, here) >= whole)
-        return 0;
-    else if (contiguous(o, lap) >= whole)
-        *start = lap;
-    else {
-        /* It can only fit at the ring's start, and only when the reader has
-        ** passed what is before it: send it there. Not while it is still in
-        ** the lap before, or more than a whole ring would be unread. */
-        if (((lap - here) & TAIL_MASK) + unread(o) > o->o_size)
+    uint64_t here = o->o_position, there = here;
+    if ((offset_of(o, here) >= WARM || stretch(o, here) < whole) &&
+        unread(o) == 0) {
+        uint64_t warm = next_lap(o, here);
+        if (stretch(o, warm) < whole)
+            warm = (warm + stretch(o, warm)) & TAIL_MASK;
+        if (contiguous(o, warm) >= whole)
+            there = warm;
+    }
+    while (stretch(o, there) < whole)
+        there = (there + stretch(o, there)) & TAIL_MASK;
+    if (contiguous(o, there) < whole) {
+        /* It fits there only when the reader has passed what is before: send
+        ** it there. Not while it is still in the lap before, or more than a
+        ** whole ring would be unread. */
+        if (there == here ||
+            ((there - here) & TAIL_MASK) + unread(o) > o->o_size)
             return 0;
-        write_skip(o);
-        o->o_position = lap;
+        write_skip(o, there);
+        o->o_position = there;
         outbox_publish(o, TAIL_ITEM(atomic_load(&o->o_slot->tail)));
         return 0;
     }
-    *room = contiguous(o, *start);
+    *start = there;
+    *room = contiguous(o, there);
     return 1;
 }
 
@@ -124,7 +142,7 @@ static int place(outbox_t *o, uint64_t need)
 {
     uint64_t whole = RECORD_HEADER + o->o_prefix + ((need + 7) & ~UINT64_C(7));
     uint64_t start, room;
-    if (whole + 2 * RECORD_HEADER > o->o_size)
+    if (whole + 2 * RECORD_HEADER > o->o_size - o->o_window)
         return -EMSGSIZE;
     for (;;) {
         /* Head is read before the search, not after it:
@@ -160,7 +178,9 @@ void outbox_open(outbox_t *o, region_t *r, uint32_t slot,
     memset(o, 0, sizeof *o);
     o->o_region = r;
     o->o_slot = &r->slots[slot];
-    o->o_ring = region_outbox(r, slot);
+    o->o_near = region_ring(r, slot, 0);
+    o->o_far = region_ring(r, slot, r->window) - r->window;
+    o->o_window = r->window;
     o->o_size = r->outbox_size;
     o->o_mask = r->outbox_size - 1;
     o->o_position = TAIL_BYTES(atomic_load_explicit(&o->o_slot->tail,
@@ -168,7 +188,8 @@ void outbox_open(outbox_t *o, region_t *r, uint32_t slot,
     o->o_high = atomic_load_explicit(&o->o_slot->room, memory_order_relaxed);
     o->o_starved = starved;
     o->record.grow = grow;
-    o->record.most = r->outbox_size - 3 * RECORD_HEADER - sizeof(record_cell_t);
+    o->record.most = r->outbox_size - r->window - 3 * RECORD_HEADER -
+                     sizeof(record_cell_t);
 }
 
 void outbox_cell(outbox_t *o, const record_cell_t *cell)
@@ -182,7 +203,7 @@ int outbox_begin(outbox_t *o)
     o->record.used = 0;
     /* The common case: right behind the last record, 256 bytes free. */
     uint64_t offset = offset_of(o, o->o_position);
-    if (offset < WINDOW && contiguous(o, o->o_position) >= 256) {
+    if (offset < WARM && contiguous(o, o->o_position) >= 256) {
         point_record(o, o->o_position, 256);
         return 0;
     }
@@ -192,9 +213,9 @@ int outbox_begin(outbox_t *o)
 void outbox_end(outbox_t *o, enum record_kind kind)
 {
     if (o->o_start != o->o_position)
-        write_skip(o);
+        write_skip(o, o->o_start);
     uint64_t size = o->o_prefix + o->record.used;
-    unsigned char *at = o->o_ring + offset_of(o, o->o_start);
+    unsigned char *at = byte_at(o, o->o_start);
     uint64_t word = header_word(kind, size);
     if (o->o_prefix) {
         word = header_word(kind | RECORD_FIRST, size);
@@ -244,7 +265,7 @@ void outbox_trim(outbox_t *o)
 {
     if (!outbox_wants_trim(o) || unread(o) != 0)
         return;
-    os_give_back(o->o_ring + KEEP, (size_t)(o->o_high - KEEP));
+    os_give_back(o->o_far + KEEP, (size_t)(o->o_high - KEEP));
     o->o_high = 0;
     atomic_store_explicit(&o->o_slot->room, 0, memory_order_relaxed);
 }
@@ -252,7 +273,6 @@ void outbox_trim(outbox_t *o)
 int outbox_read(const region_t *r, uint32_t slot, uint64_t *at, uint64_t end,
                 record_t *out)
 {
-    const unsigned char *ring = region_outbox(r, slot);
     uint64_t size = r->outbox_size;
     for (;;) {
         uint64_t left = (TAIL_BYTES(end) - *at) & TAIL_MASK;
@@ -261,19 +281,21 @@ int outbox_read(const region_t *r, uint32_t slot, uint64_t *at, uint64_t end,
         uint64_t offset = *at & (size - 1), word;
         if (left < RECORD_HEADER || left > size)
             return -EPROTO;
-        memcpy(&word, ring + offset, RECORD_HEADER);
+        const unsigned char *start = region_ring(r, slot, offset);
+        memcpy(&word, start, RECORD_HEADER);
+        uint64_t bytes = RECORD_SIZE(word), whole = record_whole(bytes);
         if (RECORD_KIND(word) == RECORD_SKIP) {
-            if (left < size - offset)
+            if (bytes < RECORD_HEADER || bytes > left || bytes % 8)
                 return -EPROTO;
-            *at = (*at + size - offset) & TAIL_MASK;
+            *at = (*at + bytes) & TAIL_MASK;
             continue;
         }
-        uint64_t bytes = RECORD_SIZE(word), whole = record_whole(bytes);
-        if (bytes > size || whole > left || offset + whole > size)
+        if (bytes > size || whole > left ||
+            whole > region_ring_left(r, offset))
             return -EPROTO;
         out->kind = (enum record_kind)(RECORD_KIND(word) & ~RECORD_FIRST);
         out->cell = NULL;
-        out->bytes = ring + offset + RECORD_HEADER;
+        out->bytes = start + RECORD_HEADER;
         out->size = bytes;
         if (RECORD_KIND(word) & RECORD_FIRST) {
             if (bytes < sizeof *out->cell)

@@ -4,7 +4,8 @@
 **
 ** A record counts once the slot's `tail` is stored; a writer that dies before
 ** leaves nothing that anyone sees, and its successor writes over it. Records
-** never wrap: one that would is put at the ring's start, behind a SKIP.
+** never wrap, nor cross the window's end, where a ring is not contiguous: one
+** that would is put behind a SKIP, at the start of the next stretch.
 */
 #ifndef PROCPOOL_OUTBOX_H
 #define PROCPOOL_OUTBOX_H
@@ -19,7 +20,7 @@
 ** the payload, padding to a multiple of eight.
 */
 enum record_kind {
-    RECORD_SKIP = 1,    /* go on at the ring's start */
+    RECORD_SKIP = 1,    /* go on behind its size, which counts it all */
     RECORD_VALUE,       /* results of the cell's next item */
     RECORD_ERROR,       /* the next item raised: encoded error */
     RECORD_REFUSED,     /* the next item's values cannot travel: same form */
@@ -106,8 +107,9 @@ typedef struct outbox {
     buffer_t record;            /* payload being written, in place */
     region_t *o_region;
     slot_t *o_slot;
-    unsigned char *o_ring;
-    uint64_t o_size, o_mask;
+    unsigned char *o_near, *o_far;  /* of the ring's byte 0: in the window,
+                                    ** and where the rest is */
+    uint64_t o_window, o_size, o_mask;
     uint64_t o_position;        /* where the next record goes, 40 bits */
     uint64_t o_start;           /* where the open record's header is */
     record_cell_t o_cell;       /* goes before the next record's payload ... */

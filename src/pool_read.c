@@ -307,20 +307,20 @@ int pool_read_more(pool_t *p, more_t *out)
     if (p->cursor > p->slots_used || slot_of(p, p->cursor) != p->cursor)
         return 0;
     reader_t *rd = &p->readers[p->cursor];
-    const unsigned char *ring = region_outbox(p->r, p->cursor);
     uint64_t left = (p->cursor_end - rd->at) & TAIL_MASK, word;
     uint64_t offset = rd->at & (p->r->outbox_size - 1);
-    if (left < sizeof word || offset + left > p->r->outbox_size ||
+    if (left < sizeof word ||
         ((rd->at - rd->released) & TAIL_MASK) >= RELEASE_EVERY)
         return 0;
-    memcpy(&word, ring + offset, sizeof word);
+    const unsigned char *start = region_ring(p->r, p->cursor, offset);
+    memcpy(&word, start, sizeof word);
     uint64_t size = RECORD_SIZE(word), whole = record_whole(size);
     entry_t *e = pool_entry(p, rd->cell);
     if (RECORD_KIND(word) != RECORD_VALUE || size > left || whole > left ||
-        e->position != rd->position || !e->live || e->left < 2 ||
+        whole > region_ring_left(p->r, offset) || e->position != rd->position || !e->live || e->left < 2 ||
         e->cancelled || rd->item >= e->items)
         return 0;
-    out->bytes = ring + offset + sizeof word;
+    out->bytes = start + sizeof word;
     out->size = size;
     out->item = rd->item++;
     rd->at = (rd->at + whole) & TAIL_MASK;

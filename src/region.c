@@ -26,6 +26,10 @@ const char *const reason_names[REASONS_COUNT] = {
 #define MIB (KIB * 1024)
 #define GIB (MIB * 1024)
 
+/* Of these, windows and small blocks are made only where there is room. */
+#define WINDOW (64 * KIB)
+#define SMALL  (256 * KIB)
+
 typedef struct plan {
     uint64_t slots, segments, outbox, heap;
 } plan_t;
@@ -52,9 +56,15 @@ static uint64_t lay_out(const plan_t *plan, region_t *r)
     r->slots_max = (uint32_t)plan->slots;
     r->segment_count = plan->segments;
     r->outbox_size = plan->outbox;
+    r->window = plan->outbox >= 32 * WINDOW ? WINDOW : 0;
     r->heap_size = plan->heap;
+    r->small_size = plan->heap >= 32 * SMALL ? SMALL : 0;
     r->directory = at = round_up(at, page);
     at += DIRECTORY_SIZE * sizeof(uint32_t);
+    r->small = at = round_up(at, page);
+    at += r->small_size;
+    r->windows = at;
+    at += (plan->slots + 1) * r->window;
     r->segments = at = round_up(at, page);
     at += plan->segments * SEGMENT_CELLS * sizeof(cell_t);
     r->complaints = at = round_up(at, page);

@@ -5,8 +5,14 @@
 ** lies at the same address everywhere and has no name that could be left
 ** behind. It is reserved large and sparse: pages cost when touched only.
 **
-**     region_t | slots | segment directory | segments of cells | complaints
+**     region_t | slots | segment directory | small blocks of the heap
+**              | windows: the start of each outbox | segments of cells
+**              | complaints
 **              | one outbox per slot, one of the keeper | heap of the parent
+**
+** What a small pool touches comes first and close together: for each stretch
+** of 2 MiB that a process touches, and again for each of 1 GiB, the kernel
+** makes a page of page tables, and undoes it when the process ends.
 **
 ** References between processes are offsets from the region's start or
 ** indices, never pointers, so that a reader can check their bounds.
@@ -279,8 +285,10 @@ typedef struct region {
         struct {
             uint64_t size;
             /* Offsets. */
-            uint64_t directory, segments, outboxes, complaints, heap;
-            uint64_t segment_count, outbox_size, heap_size;
+            uint64_t directory, small, windows, segments, complaints;
+            uint64_t outboxes, heap;
+            uint64_t small_size, segment_count, window, outbox_size;
+            uint64_t heap_size;
             uint32_t slots_max;
             int32_t parent_pid;
             int32_t bell_fd;    /* eventfd that wakes the parent */
@@ -325,9 +333,20 @@ static inline void *region_at(const region_t *r, uint64_t offset)
     return (char *)(uintptr_t)r + offset;
 }
 
-static inline unsigned char *region_outbox(const region_t *r, uint32_t slot)
+/* A byte of a slot's outbox. The ring's first `window` bytes lie beside those
+** of the other slots. */
+static inline unsigned char *region_ring(const region_t *r, uint32_t slot,
+                                         uint64_t offset)
 {
-    return region_at(r, r->outboxes + slot * r->outbox_size);
+    return region_at(r, offset + (offset < r->window
+                                      ? r->windows + slot * r->window
+                                      : r->outboxes + slot * r->outbox_size));
+}
+
+/* How many bytes of a ring are contiguous from there on. */
+static inline uint64_t region_ring_left(const region_t *r, uint64_t offset)
+{
+    return (offset < r->window ? r->window : r->outbox_size) - offset;
 }
 
 static inline _Atomic uint64_t *region_life(region_t *r, uint32_t slot,

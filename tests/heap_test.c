@@ -58,6 +58,34 @@ static void test_classes(void)
     region_free(r);
 }
 
+/* Is a block among the small ones? */
+static int is_small(const region_t *r, const block_t *b)
+{
+    return b->offset >= r->small &&
+           b->offset + b->size <= r->small + r->small_size;
+}
+
+/* The first small ones lie together, where little else is. */
+static void test_small_blocks(void)
+{
+    region_t *r = small_region("268435456");
+    heap_t h;
+    block_t b;
+    uint32_t n = 0;
+    heap_open(&h, r);
+    CHECK(r->small_size >= 64 * KIB && r->small_size < r->heap_size);
+    CHECK_EQ(heap_alloc(&h, 100 * KIB, &b), 0);
+    CHECK_EQ(b.offset, r->heap);
+    do {
+        CHECK_EQ(heap_alloc(&h, 4000, &b), 0);
+        n += is_small(r, &b);
+    } while (is_small(r, &b));
+    CHECK_EQ(n, r->small_size / 4096);
+    CHECK_EQ(b.offset, r->heap + 112 * KIB); /* the class of 100 KiB */
+    heap_close(&h);
+    region_free(r);
+}
+
 static void test_never_overlap(void)
 {
     enum { BLOCKS = 500 };
@@ -77,8 +105,9 @@ static void test_never_overlap(void)
         uint64_t size = UINT64_C(1) << check_below(17);
         CHECK_EQ(heap_alloc(&h, size + check_below((uint32_t)size),
                             &blocks[i]), 0);
-        CHECK(blocks[i].offset >= r->heap);
-        CHECK(blocks[i].offset + blocks[i].size <= r->heap + r->heap_size);
+        CHECK(is_small(r, &blocks[i]) ||
+              (blocks[i].offset >= r->heap &&
+               blocks[i].offset + blocks[i].size <= r->heap + r->heap_size));
         mark(r, &blocks[i], i);
         used += blocks[i].size;
         CHECK_EQ(h.h_used, used);
@@ -95,14 +124,14 @@ static void test_reuse(void)
     heap_open(&h, r);
     CHECK_EQ(heap_alloc(&h, 1000, &a), 0);
     CHECK_EQ(heap_alloc(&h, 1000, &b), 0);
-    uint64_t first = a.offset, second = b.offset, top = h.h_top;
+    uint64_t first = a.offset, second = b.offset, top = h.h_small_top;
     heap_free(&h, &a);
     heap_free(&h, &b);
     CHECK_EQ(heap_alloc(&h, 900, &a), 0);
     CHECK_EQ(a.offset, second);   /* last in, first out: warm pages */
     CHECK_EQ(heap_alloc(&h, 1000, &b), 0);
     CHECK_EQ(b.offset, first);
-    CHECK_EQ(h.h_top, top);
+    CHECK_EQ(h.h_small_top, top);
     heap_free(&h, &a);
     heap_free(&h, &a);            /* none: nothing happens */
     CHECK_EQ(h.h_used, b.size);
@@ -115,14 +144,16 @@ static void test_exhaustion(void)
     region_t *r = small_region("16777216");
     heap_t h;
     heap_open(&h, r);
-    static block_t blocks[64];
-    uint32_t n = 0;
+    static block_t blocks[64], small[64];
+    uint32_t n = 0, m = 0;
     block_t b;
     CHECK_EQ(heap_alloc(&h, r->heap_size + 1, &b), -ENOMEM);
     CHECK_EQ(heap_alloc(&h, UINT64_MAX / 2, &b), -ENOMEM);
     while (n < 64 && heap_alloc(&h, MIB, &blocks[n]) == 0)
         n++;
     CHECK_EQ(n, r->heap_size / MIB);
+    while (m < 64 && heap_alloc(&h, 16 * KIB, &small[m]) == 0)
+        CHECK(is_small(r, &small[m++]));
     CHECK_EQ(heap_alloc(&h, 1, &b), -ENOMEM);
     /* A smaller request takes a larger block when nothing else is left. */
     heap_free(&h, &blocks[3]);
@@ -133,6 +164,8 @@ static void test_exhaustion(void)
     CHECK_EQ(heap_alloc(&h, MIB, &blocks[3]), 0);
     for (uint32_t i = 0; i < n; i++)
         heap_free(&h, &blocks[i]);
+    for (uint32_t i = 0; i < m; i++)
+        heap_free(&h, &small[i]);
     CHECK_EQ(h.h_used, 0);
     heap_close(&h);
     region_free(r);
@@ -179,6 +212,7 @@ int main(int argc, char **argv)
 {
     static const check_t cases[] = {
         { "heap: classes waste at most a quarter", test_classes, 0 },
+        { "heap: small blocks have a place of their own", test_small_blocks, 0 },
         { "heap: blocks never overlap", test_never_overlap, 0 },
         { "heap: free blocks are used again, the warmest first", test_reuse,
           0 },

@@ -18,7 +18,7 @@
 
 /* A region with rings of the given size: the real ones are larger, so their
 ** memory is there. */
-static region_t *ring_region(uint64_t ring)
+static region_t *windowed_region(uint64_t ring, uint64_t window)
 {
     char error[256];
     settings_t set = { .processes = 1 };
@@ -27,7 +27,13 @@ static region_t *ring_region(uint64_t ring)
     CHECK(r);
     CHECK(r->outbox_size >= ring);
     r->outbox_size = ring;
+    r->window = window;
     return r;
+}
+
+static region_t *ring_region(uint64_t ring)
+{
+    return windowed_region(ring, 0);
 }
 
 static int never_starved(outbox_t *o)
@@ -122,10 +128,11 @@ static void write_one(outbox_t *o, uint32_t size, uint32_t seed)
     model.put++;
 }
 
-static void run_model(uint64_t ring, uint32_t largest, uint32_t rounds)
+static void run_windowed(uint64_t ring, uint64_t window, uint32_t largest,
+                         uint32_t rounds)
 {
     memset(&model, 0, sizeof model);
-    model.r = ring_region(ring);
+    model.r = windowed_region(ring, window);
     outbox_t o;
     outbox_open(&o, model.r, 0, reader_moves);
     for (uint32_t i = 0; i < rounds; i++) {
@@ -144,6 +151,11 @@ static void run_model(uint64_t ring, uint32_t largest, uint32_t rounds)
     region_free(model.r);
 }
 
+static void run_model(uint64_t ring, uint32_t largest, uint32_t rounds)
+{
+    run_windowed(ring, 0, largest, rounds);
+}
+
 static void test_small_records(void)
 {
     run_model(1024, 200, 200000);
@@ -160,6 +172,45 @@ static void test_beyond_window(void)
 {
     run_model(1024 * KIB, 300 * KIB, 2000);
     run_model(512 * KIB, 500 * KIB, 1000);
+}
+
+/* A ring in two stretches, the second one longer. */
+static void test_window(void)
+{
+    run_windowed(1024, 256, 200, 100000);
+    run_windowed(1024, 64, 1024 - 64 - 2 * 8 - 8 - 32, 100000);
+    run_windowed(4096, 2048, 2048 - 2 * 8 - 8 - 32, 30000);
+    run_windowed(1024 * KIB, 64 * KIB, 300 * KIB, 2000);
+    run_windowed(512 * KIB, 64 * KIB, 400 * KIB, 1000);
+}
+
+/* While the reader keeps up, what is large and what is small comes to lie
+** where the same came to lie before. */
+static void test_warm_places(void)
+{
+    region_t *r = windowed_region(8192 * KIB, 64 * KIB);
+    static char bytes[1000 * KIB];
+    outbox_t o;
+    uint64_t at = 0, largest = 0;
+    outbox_open(&o, r, 0, never_starved);
+    for (int i = 0; i < 10000; i++) {
+        size_t size = i % 10 ? check_below(2000) : sizeof bytes;
+        CHECK_EQ(outbox_put(&o, RECORD_VALUE, bytes, size), 0);
+        outbox_publish(&o, 0);
+        uint64_t place = o.o_start & o.o_mask;
+        if (size < sizeof bytes)
+            CHECK(place < 64 * KIB);
+        if (place > largest)
+            largest = place;
+        record_t record;
+        CHECK_EQ(outbox_read(r, 0, &at, atomic_load(&r->slots[0].tail),
+                             &record),
+                 1);
+        CHECK_EQ(record.size, size);
+        outbox_release(r, 0, at);
+    }
+    CHECK(largest < 64 * KIB + 2 * sizeof bytes);
+    region_free(r);
 }
 
 static void test_too_large(void)
@@ -269,10 +320,11 @@ static void test_writer_dies(void)
 }
 
 /* A reader that meets nonsense says so, and reads nothing outside the ring. */
-static void test_nonsense(void)
+static void meet_nonsense(uint64_t window)
 {
-    region_t *r = ring_region(1024);
-    unsigned char *ring = region_outbox(r, 0);
+    region_t *r = windowed_region(1024, window);
+    const unsigned char *near = region_ring(r, 0, 0);
+    const unsigned char *far = region_ring(r, 0, window) - window;
     for (uint32_t round = 0; round < 200000; round++) {
         for (uint32_t i = 0; i < 64; i += 8) {
             uint64_t word = (uint64_t)check_below(12) << 56 |
@@ -280,7 +332,9 @@ static void test_nonsense(void)
                                             : check_random());
             if (check_below(4) == 0)
                 word |= (uint64_t)RECORD_FIRST << 56;
-            memcpy(ring + i, &word, 8);
+            memcpy(region_ring(r, 0, i), &word, 8);
+            memcpy(region_ring(r, 0, (window + 1024 - 64 + i) % 1024), &word,
+                   8);
         }
         uint64_t at = 0, end = check_below(2) ? check_below(64)
                                               : check_random();
@@ -289,16 +343,24 @@ static void test_nonsense(void)
             int rc = outbox_read(r, 0, &at, end, &record);
             if (rc <= 0)
                 break;
-            CHECK(record.bytes >= ring);
-            CHECK(record.bytes + record.size <= ring + 1024);
+            const unsigned char *last = record.bytes + record.size;
+            CHECK((record.bytes >= near && last <= near + window) ||
+                  (record.bytes >= far + window && last <= far + 1024));
         }
     }
     region_free(r);
 }
 
+static void test_nonsense(void)
+{
+    meet_nonsense(0);
+    meet_nonsense(32);
+    meet_nonsense(256);
+}
+
 static void test_trim(void)
 {
-    region_t *r = ring_region(16 * 1024 * KIB);
+    region_t *r = windowed_region(16 * 1024 * KIB, 64 * KIB);
     outbox_t o;
     outbox_open(&o, r, 0, never_starved);
     size_t size = 10 * 1024 * KIB;
@@ -320,8 +382,8 @@ static void test_trim(void)
     CHECK(outbox_wants_trim(&o));
     outbox_trim(&o);
     CHECK(!outbox_wants_trim(&o));
-    CHECK_EQ(region_outbox(r, 0)[size - 100], 0);
-    CHECK_EQ(region_outbox(r, 0)[100], 7);
+    CHECK_EQ(*region_ring(r, 0, size - 100), 0);
+    CHECK_EQ(*region_ring(r, 0, 64 * KIB + 100), 7);
     free(bytes);
     region_free(r);
 }
@@ -393,6 +455,8 @@ int main(int argc, char **argv)
         { "outbox: records of more than half the ring", test_large_records,
           0 },
         { "outbox: records beyond the warm window", test_beyond_window, 0 },
+        { "outbox: a window apart", test_window, 0 },
+        { "outbox: warm places", test_warm_places, 0 },
         { "outbox: a record larger than the ring", test_too_large, 0 },
         { "outbox: a full ring without reader", test_full, 0 },
         { "outbox: positions wrap", test_positions_wrap, 0 },
