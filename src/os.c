@@ -134,7 +134,7 @@ static int cgroup1_cpus(void)
     return quota_cpus(atof(quota), atof(period));
 }
 
-static int cgroup_cpus(void)
+static int read_quota(void)
 {
     char text[4096];
     if (read_small("/proc/self/cgroup", text, sizeof text) > 0) {
@@ -150,6 +150,20 @@ static int cgroup_cpus(void)
         }
     }
     return cgroup1_cpus();
+}
+
+/* The cgroup's quota. What takes four files to find out is taken to be true
+** for a second. */
+static int cgroup_cpus(void)
+{
+    static _Atomic uint64_t until;
+    static _Atomic int quota;
+    uint64_t now = os_now();
+    if (now >= until) {
+        quota = read_quota();
+        until = now + OS_SECOND;
+    }
+    return quota;
 }
 
 int os_cpus(void)
@@ -193,6 +207,12 @@ void os_release(void *address, size_t size)
 void os_protect(void *address, size_t size)
 {
     mprotect(address, size, PROT_READ);
+}
+
+void os_merge_free(void)
+{
+    void *volatile large = malloc(4096);
+    free(large);
 }
 
 /* Advice on the whole pages inside. */
@@ -610,7 +630,7 @@ void os_oom_restore(const oom_t *o)
 static char *title_start;
 static size_t title_room;
 
-static void find_title(void)
+void os_find_title(void)
 {
     char text[1024];
 #ifdef PROCPOOL_VALGRIND    /* what stat tells is valgrind's own command line */
@@ -654,7 +674,7 @@ void os_title(const char *name, const char *role)
     char comm[16];
     write_title(comm, sizeof comm, "", name, role);
     syscall(SYS_prctl, PR_SET_NAME, comm, 0, 0, 0);
-    find_title();
+    os_find_title();
     if (title_start)
         write_title(title_start, title_room, "procpool ", name, role);
 }

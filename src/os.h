@@ -35,6 +35,9 @@ static inline void os_relax(void)
 /* Memory that all processes of a pool share. */
 void *os_reserve(size_t size);          /* NULL with errno set */
 void os_release(void *address, size_t size);
+/* Before a fork: malloc merges small free blocks when next a large one is
+** wanted, all over its heap; done now, neither side copies pages for it. */
+void os_merge_free(void);
 void *os_zeroed(size_t size);   /* private, untouched pages; os_release */
 void os_protect(void *address, size_t size);     /* read-only from now on */
 void os_give_back(void *address, size_t size);   /* pages read as zero then */
@@ -82,7 +85,10 @@ int os_children(pid_t *pids, int room); /* of this process; how many there are *
 void os_own_group(void);                /* be a process group's leader */
 void os_fresh_signals(void);            /* dispositions, mask, timers, stdin */
 void os_unblock_signals(void);
-/* What ps shows: "procpool NAME ROLE"; where room is short NAME is cut. */
+/* What ps shows: "procpool NAME ROLE"; where room is short NAME is cut. Where
+** the title lies is found once, by whoever comes first: in the parent, and
+** all that are forked know. */
+void os_find_title(void);
 void os_title(const char *name, const char *role);
 void os_random(void *bytes, size_t size);
 int os_columns(int fd);                 /* of a terminal, 0: unknown; -1: none */

@@ -173,6 +173,8 @@ static int fork_keeper(pool_t *p, const struct work *work, birth_t *b)
     int rc = FAULT_ERRNO("new.fork");
     /* What is buffered now would be written by every child. */
     fflush(NULL);
+    os_find_title();
+    os_merge_free();
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pid_t pid = rc < 0 ? (errno = -rc, -1) : fork();
