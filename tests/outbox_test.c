@@ -194,7 +194,7 @@ static void test_warm_places(void)
     uint64_t at = 0, largest = 0;
     outbox_open(&o, r, 0, never_starved);
     for (int i = 0; i < 10000; i++) {
-        size_t size = i % 10 ? check_below(2000) : sizeof bytes;
+        size_t size = i % 200 < 4 ? sizeof bytes : check_below(2000);
         CHECK_EQ(outbox_put(&o, RECORD_VALUE, bytes, size), 0);
         outbox_publish(&o, 0);
         uint64_t place = o.o_start & o.o_mask;
@@ -227,6 +227,12 @@ static void test_too_large(void)
     CHECK_EQ(outbox_read(r, 0, &at, atomic_load(&r->slots[0].tail), &record),
              1);
     CHECK_EQ(record.size, 4096 - 3 * 8);
+    region_free(r);
+    r = windowed_region(4096, 256);
+    outbox_open(&o, r, 0, never_starved);
+    CHECK_EQ(outbox_put(&o, RECORD_VALUE, bytes, 4096 - 256 - 2 * 8),
+             -EMSGSIZE);
+    CHECK_EQ(outbox_put(&o, RECORD_VALUE, bytes, 4096 - 256 - 3 * 8), 0);
     region_free(r);
 }
 
@@ -344,6 +350,7 @@ static void meet_nonsense(uint64_t window)
             if (rc <= 0)
                 break;
             const unsigned char *last = record.bytes + record.size;
+            CHECK_EQ((uintptr_t)record.bytes % 8, 0);
             CHECK((record.bytes >= near && last <= near + window) ||
                   (record.bytes >= far + window && last <= far + 1024));
         }
