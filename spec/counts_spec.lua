@@ -30,10 +30,15 @@ describe("counts per task", function()
             pending(lacks) -- a tool is missing or may not trace, or a checker is built in
             return
         end
-        local found = counts.take()
-        local grown = counts.grown(found, known)
-        if grown[1] then -- once more: the machine may have been busy
-            grown = counts.grown(counts.take(), known)
+        -- On a busy machine a worker looks for tasks that are not there yet:
+        -- the least of some runs is what the code takes.
+        local least, grown
+        for _ = 1, 5 do
+            least = counts.least(counts.take(), least)
+            grown = counts.grown(least, known)
+            if not grown[1] then
+                break
+            end
         end
         assert.are.equal("", table.concat(grown, "\n"))
     end)

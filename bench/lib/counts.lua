@@ -117,6 +117,16 @@ function counts.take()
     return done and found
 end
 
+--- The lesser of two takes, figure by figure; the second may be nil.
+function counts.least(a, b)
+    for kind, figures in pairs(b or {}) do
+        for column, figure in pairs(figures) do
+            a[kind][column] = math.min(a[kind][column], figure)
+        end
+    end
+    return a
+end
+
 --- Figures that have grown by more than a tenth -> a list of sentences.
 function counts.grown(found, known)
     local list = {}
