@@ -251,14 +251,23 @@ describe("recycling", function()
     end)
 
     it("has the successor ready before its predecessor leaves", function()
-        local events = {}
+        local events, log = {}, pools.path()
         local pool <close> = procpool.new(1, {
             maxtasksperchild = 5,
             initializer = function() pools.nap(0.05) end,
-            onevent = function(e) events[#events + 1] = e end,
+            onevent = function(e)
+                events[#events + 1] = e
+                if e.kind == "worker_ready" then pools.note(log, e.generation) end
+            end,
         })
+        -- no task of a life ends before the next life is ready
         local list = pool:map(function(x)
-            pools.nap(0.02)
+            local next = procpool.worker.generation + 1
+            pools.eventually("generation " .. next, function()
+                for _, line in ipairs(pools.notes(log)) do
+                    if line == tostring(next) or next > 5 then return true end
+                end
+            end)
             return whoami(x)
         end, range(25), 1)
         assert.equal(25, list.n)
