@@ -1,6 +1,7 @@
 -- What a task takes, counted: system calls and instructions, which must not
 -- grow by more than a tenth over bench/counts.json. See bench/lib/counts.lua.
 -- limit: 300 s
+-- runs alone
 
 local describe, it, pending = describe, it, pending
 local assert = assert -- busted's
@@ -33,12 +34,19 @@ describe("counts per task", function()
         -- On a busy machine a worker looks for tasks that are not there yet:
         -- the least of some runs is what the code takes.
         local least, grown
+        local quiet = false
         for _ = 1, 5 do
-            least = counts.least(counts.take(), least)
+            local found, others = counts.take()
+            least = counts.least(found, least)
             grown = counts.grown(least, known)
+            quiet = quiet or others < 0.2
             if not grown[1] then
-                break
+                return
             end
+        end
+        if not quiet then
+            pending("something else uses CPU 0 all the time")
+            return
         end
         assert.are.equal("", table.concat(grown, "\n"))
     end)

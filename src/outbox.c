@@ -22,6 +22,7 @@
 #include "os.h"
 
 #define WARM (UINT64_C(64) * 1024)
+#define QUICK 256
 #define KEEP (UINT64_C(4) * 1024 * 1024)    /* bytes never trimmed */
 
 #define X(id, text) text,
@@ -182,6 +183,7 @@ void outbox_open(outbox_t *o, region_t *r, uint32_t slot,
     o->o_far = region_ring(r, slot, r->window) - r->window;
     o->o_window = r->window;
     o->o_size = r->outbox_size;
+    o->o_warm = stretch(o, 0) < WARM ? stretch(o, 0) : WARM;
     o->o_mask = r->outbox_size - 1;
     o->o_position = TAIL_BYTES(atomic_load_explicit(&o->o_slot->tail,
                                                     memory_order_acquire));
@@ -201,10 +203,13 @@ void outbox_cell(outbox_t *o, const record_cell_t *cell)
 int outbox_begin(outbox_t *o)
 {
     o->record.used = 0;
-    /* The common case: right behind the last record, 256 bytes free. */
+    /* The common case: right behind the last record, QUICK bytes free. */
     uint64_t offset = offset_of(o, o->o_position);
-    if (offset < WARM && contiguous(o, o->o_position) >= 256) {
-        point_record(o, o->o_position, 256);
+    if (offset + QUICK <= o->o_warm &&
+        unread(o) + QUICK + RECORD_HEADER <= o->o_size) {
+        o->o_start = o->o_position;
+        o->record.data = o->o_near + offset + RECORD_HEADER + o->o_prefix;
+        o->record.room = QUICK - RECORD_HEADER - o->o_prefix;
         return 0;
     }
     return place(o, 64);

@@ -110,6 +110,7 @@ typedef struct outbox {
     unsigned char *o_near, *o_far;  /* of the ring's byte 0: in the window,
                                     ** and where the rest is */
     uint64_t o_window, o_size, o_mask;
+    uint64_t o_warm;            /* bytes from o_near on: warm, contiguous */
     uint64_t o_position;        /* where the next record goes, 40 bits */
     uint64_t o_start;           /* where the open record's header is */
     record_cell_t o_cell;       /* goes before the next record's payload ... */
