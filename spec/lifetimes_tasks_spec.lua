@@ -262,12 +262,7 @@ describe("recycling", function()
         })
         -- no task of a life ends before the next life is ready
         local list = pool:map(function(x)
-            local next = procpool.worker.generation + 1
-            pools.eventually("generation " .. next, function()
-                for _, line in ipairs(pools.notes(log)) do
-                    if line == tostring(next) or next > 5 then return true end
-                end
-            end)
+            pools.await_notes(log, procpool.worker.generation + 1)
             return whoami(x)
         end, range(25), 1)
         assert.equal(25, list.n)

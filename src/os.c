@@ -674,7 +674,6 @@ void os_title(const char *name, const char *role)
     char comm[16];
     write_title(comm, sizeof comm, "", name, role);
     syscall(SYS_prctl, PR_SET_NAME, comm, 0, 0, 0);
-    os_find_title();
     if (title_start)
         write_title(title_start, title_room, "procpool ", name, role);
 }

@@ -85,10 +85,9 @@ int os_children(pid_t *pids, int room); /* of this process; how many there are *
 void os_own_group(void);                /* be a process group's leader */
 void os_fresh_signals(void);            /* dispositions, mask, timers, stdin */
 void os_unblock_signals(void);
-/* What ps shows: "procpool NAME ROLE"; where room is short NAME is cut. Where
-** the title lies is found once, by whoever comes first: in the parent, and
-** all that are forked know. */
+/* Finds the place of the command line, once; all that are forked know it. */
 void os_find_title(void);
+/* What ps shows there: "procpool NAME ROLE"; where room is short NAME is cut. */
 void os_title(const char *name, const char *role);
 void os_random(void *bytes, size_t size);
 int os_columns(int fd);                 /* of a terminal, 0: unknown; -1: none */

@@ -6,7 +6,7 @@
 **
 ** Where a record is put decides how warm its pages are. Fresh shared pages
 ** cost 2.4 GiB/s, warm ones five times less, so the writer goes back to the
-** ring's start as soon as it is past WARM bytes, or the window, and the reader
+** ring's start as soon as it is past the window, or WARM bytes, and the reader
 ** has taken everything. Only while something is unread, or for what is large,
 ** does it walk on into the sparse rest of the ring.
 **
@@ -41,15 +41,13 @@ static uint64_t offset_of(const outbox_t *o, uint64_t position)
 
 static unsigned char *byte_at(const outbox_t *o, uint64_t position)
 {
-    uint64_t offset = offset_of(o, position);
-    return (offset < o->o_window ? o->o_near : o->o_far) + offset;
+    return region_ring(o->o_region, o->o_index, offset_of(o, position));
 }
 
 /* How many bytes of the ring are contiguous from there on, free or not. */
 static uint64_t stretch(const outbox_t *o, uint64_t position)
 {
-    uint64_t offset = offset_of(o, position);
-    return (offset < o->o_window ? o->o_window : o->o_size) - offset;
+    return region_ring_left(o->o_region, offset_of(o, position));
 }
 
 static uint64_t unread(const outbox_t *o)
@@ -108,7 +106,7 @@ static int find_place(outbox_t *o, uint64_t whole, uint64_t *start,
                       uint64_t *room)
 {
     uint64_t here = o->o_position, there = here;
-    if ((offset_of(o, here) >= WARM || stretch(o, here) < whole) &&
+    if ((offset_of(o, here) >= o->o_warm || stretch(o, here) < whole) &&
         unread(o) == 0) {
         uint64_t warm = next_lap(o, here);
         if (stretch(o, warm) < whole)
@@ -143,7 +141,7 @@ static int place(outbox_t *o, uint64_t need)
 {
     uint64_t whole = RECORD_HEADER + o->o_prefix + ((need + 7) & ~UINT64_C(7));
     uint64_t start, room;
-    if (whole + 2 * RECORD_HEADER > o->o_size - o->o_window)
+    if (whole + 2 * RECORD_HEADER > o->o_size - o->o_region->window)
         return -EMSGSIZE;
     for (;;) {
         /* Head is read before the search, not after it:
@@ -179,11 +177,10 @@ void outbox_open(outbox_t *o, region_t *r, uint32_t slot,
     memset(o, 0, sizeof *o);
     o->o_region = r;
     o->o_slot = &r->slots[slot];
-    o->o_near = region_ring(r, slot, 0);
-    o->o_far = region_ring(r, slot, r->window) - r->window;
-    o->o_window = r->window;
+    o->o_index = slot;
+    o->o_ring = region_ring(r, slot, 0);
     o->o_size = r->outbox_size;
-    o->o_warm = stretch(o, 0) < WARM ? stretch(o, 0) : WARM;
+    o->o_warm = region_ring_left(r, 0) < WARM ? region_ring_left(r, 0) : WARM;
     o->o_mask = r->outbox_size - 1;
     o->o_position = TAIL_BYTES(atomic_load_explicit(&o->o_slot->tail,
                                                     memory_order_acquire));
@@ -208,7 +205,7 @@ int outbox_begin(outbox_t *o)
     if (offset + QUICK <= o->o_warm &&
         unread(o) + QUICK + RECORD_HEADER <= o->o_size) {
         o->o_start = o->o_position;
-        o->record.data = o->o_near + offset + RECORD_HEADER + o->o_prefix;
+        o->record.data = o->o_ring + offset + RECORD_HEADER + o->o_prefix;
         o->record.room = QUICK - RECORD_HEADER - o->o_prefix;
         return 0;
     }
@@ -220,7 +217,7 @@ void outbox_end(outbox_t *o, enum record_kind kind)
     if (o->o_start != o->o_position)
         write_skip(o, o->o_start);
     uint64_t size = o->o_prefix + o->record.used;
-    unsigned char *at = byte_at(o, o->o_start);
+    unsigned char *at = o->record.data - o->o_prefix - RECORD_HEADER;
     uint64_t word = header_word(kind, size);
     if (o->o_prefix) {
         word = header_word(kind | RECORD_FIRST, size);
@@ -270,7 +267,8 @@ void outbox_trim(outbox_t *o)
 {
     if (!outbox_wants_trim(o) || unread(o) != 0)
         return;
-    os_give_back(o->o_far + KEEP, (size_t)(o->o_high - KEEP));
+    os_give_back(region_ring(o->o_region, o->o_index, KEEP),
+                 (size_t)(o->o_high - KEEP));
     o->o_high = 0;
     atomic_store_explicit(&o->o_slot->room, 0, memory_order_relaxed);
 }

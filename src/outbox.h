@@ -107,10 +107,10 @@ typedef struct outbox {
     buffer_t record;            /* payload being written, in place */
     region_t *o_region;
     slot_t *o_slot;
-    unsigned char *o_near, *o_far;  /* of the ring's byte 0: in the window,
-                                    ** and where the rest is */
-    uint64_t o_window, o_size, o_mask;
-    uint64_t o_warm;            /* bytes from o_near on: warm, contiguous */
+    uint32_t o_index;           /* of the slot */
+    unsigned char *o_ring;      /* its start, of which so many bytes are */
+    uint64_t o_warm;            /* contiguous and worth going back to */
+    uint64_t o_size, o_mask;
     uint64_t o_position;        /* where the next record goes, 40 bits */
     uint64_t o_start;           /* where the open record's header is */
     record_cell_t o_cell;       /* goes before the next record's payload ... */

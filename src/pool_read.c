@@ -317,7 +317,8 @@ int pool_read_more(pool_t *p, more_t *out)
     uint64_t size = RECORD_SIZE(word), whole = record_whole(size);
     entry_t *e = pool_entry(p, rd->cell);
     if (RECORD_KIND(word) != RECORD_VALUE || size > left || whole > left ||
-        whole > region_ring_left(p->r, offset) || e->position != rd->position || !e->live || e->left < 2 ||
+        whole > region_ring_left(p->r, offset) ||
+        e->position != rd->position || !e->live || e->left < 2 ||
         e->cancelled || rd->item >= e->items)
         return 0;
     out->bytes = start + sizeof word;

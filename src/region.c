@@ -26,7 +26,8 @@ const char *const reason_names[REASONS_COUNT] = {
 #define MIB (KIB * 1024)
 #define GIB (MIB * 1024)
 
-/* Of these, windows and small blocks are made only where there is room. */
+/* A slot's window, and the place for small blocks; neither is made where the
+** ring, or the heap, is not many times as large. */
 #define WINDOW (64 * KIB)
 #define SMALL  (256 * KIB)
 

@@ -414,6 +414,7 @@ static void set_titles(void *unused)
     char text[512], whole[512], name[32], long_name[400];
     read_title(whole, sizeof whole);
     size_t room = strlen(whole);    /* of the first argument at least */
+    os_find_title();
     os_title("a", "keeper");
     read_title(text, sizeof text);
     CHECK(strncmp(text, "procpool a keeper", room < 17 ? room - 1 : 17) == 0);
