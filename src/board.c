@@ -210,24 +210,26 @@ uint64_t board_count_queued(const board_t *b)
 
 /* --- the parent's half -------------------------------------------------- */
 
+static size_t tables_size(const region_t *r)
+{
+    return (r->segment_count + DIRECTORY_SIZE) * sizeof(uint32_t);
+}
+
 int board_open(board_t *b, region_t *r)
 {
     memset(b, 0, sizeof *b);
     b->b_region = r;
-    b->b_free = os_zeroed(r->segment_count * sizeof *b->b_free);
-    b->b_live = os_zeroed(DIRECTORY_SIZE * sizeof *b->b_live);
-    if (b->b_free && b->b_live)
-        return 0;
-    board_close(b);
-    return -ENOMEM;
+    b->b_free = os_zeroed(tables_size(r));
+    if (!b->b_free)
+        return -ENOMEM;
+    b->b_live = b->b_free + r->segment_count;
+    return 0;
 }
 
 void board_close(board_t *b)
 {
     if (b->b_free)
-        os_release(b->b_free, b->b_region->segment_count * sizeof *b->b_free);
-    if (b->b_live)
-        os_release(b->b_live, DIRECTORY_SIZE * sizeof *b->b_live);
+        os_release(b->b_free, tables_size(b->b_region));
     b->b_free = b->b_live = NULL;
 }
 

@@ -281,19 +281,31 @@ void os_futex_wake(_Atomic uint32_t *word, int count)
 /* --- descriptors -------------------------------------------------------- */
 
 /* A bit per descriptor made here and not yet closed: what a new keeper closes
-** of other pools. */
+** of other pools. Those of the common numbers lie with the other variables: a
+** keeper writes to them at every fork. */
+#define OWN_FEW 1024
 #define OWN_MAX 65536
-static uint64_t own[OWN_MAX / 64];
+static uint64_t own[OWN_FEW / 64];
+static uint64_t *own_more;      /* of the numbers from OWN_FEW on, or NULL */
+
+/* The word with a descriptor's bit; NULL: there is none. */
+static uint64_t *own_word(int fd)
+{
+    if (fd < OWN_FEW)
+        return &own[fd / 64];
+    return own_more && fd < OWN_MAX ? &own_more[(fd - OWN_FEW) / 64] : NULL;
+}
 
 static void note_own(int fd, int is_own)
 {
     uint64_t bit = UINT64_C(1) << (fd % 64);
-    if (fd >= OWN_MAX)
-        return;
-    if (is_own)
-        own[fd / 64] |= bit;
-    else
-        own[fd / 64] &= ~bit;
+    if (fd >= OWN_FEW && is_own && !own_more)
+        own_more = calloc((OWN_MAX - OWN_FEW) / 64, sizeof *own_more);
+    uint64_t *word = own_word(fd);
+    if (word && is_own)
+        *word |= bit;
+    else if (word)
+        *word &= ~bit;
 }
 
 /* Moves a fresh descriptor above 2. */
@@ -464,12 +476,13 @@ void os_close(int *fd)
 
 void os_close_others(const int *keep, int count)
 {
-    for (int fd = 3; fd < OWN_MAX; fd++) {
-        if (!own[fd / 64]) {
+    const uint64_t *word;
+    for (int fd = 3; (word = own_word(fd)); fd++) {
+        if (!*word) {
             fd |= 63;   /* none of these 64 */
             continue;
         }
-        int kept = !(own[fd / 64] >> (fd % 64) & 1);
+        int kept = !(*word >> (fd % 64) & 1);
         for (int i = 0; i < count && !kept; i++)
             kept = keep[i] == fd;
         int closing = fd;

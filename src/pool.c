@@ -50,9 +50,8 @@ static void strike_off(pool_t *p)
 
 /* --- keepers nobody waits for any more ---------------------------------- */
 
-#define STALE_MAX 1024
-static struct { pid_t pid; int pidfd; } stale[STALE_MAX];
-static int stale_count;
+static struct stale { pid_t pid; int pidfd; } *stale;
+static int stale_count, stale_room;
 
 /* 1 when the child is reaped (by us or another), 0 when it still runs. */
 static int reap(pid_t pid, int pidfd, int flags, int *status)
@@ -86,9 +85,15 @@ static void reap_stale(void)
 static void make_stale(pool_t *p)
 {
     reap_stale();
-    if (stale_count == STALE_MAX) {     /* its zombie goes when we do */
-        os_close(&p->keeper_pidfd);
-        return;
+    if (stale_count == stale_room) {
+        int room = stale_room ? 2 * stale_room : 16;
+        struct stale *more = realloc(stale, (size_t)room * sizeof *more);
+        if (!more) {    /* its zombie goes when we do */
+            os_close(&p->keeper_pidfd);
+            return;
+        }
+        stale = more;
+        stale_room = room;
     }
     stale[stale_count].pid = p->keeper;
     stale[stale_count++].pidfd = p->keeper_pidfd;
@@ -129,6 +134,13 @@ static int make_descriptors(pool_t *p, birth_t *b)
     return 0;
 }
 
+/* The readers, up to a page's end, and the entries behind them. */
+static size_t readers_size(const region_t *r)
+{
+    size_t page = os_page_size(), n = (r->slots_max + 1) * sizeof(reader_t);
+    return (n + page - 1) / page * page;
+}
+
 static size_t entries_size(const region_t *r)
 {
     return r->segment_count * SEGMENT_CELLS * sizeof(entry_t);
@@ -140,29 +152,45 @@ static int make_tables(pool_t *p)
     heap_open(&p->heap, r);
     /* Large and mostly never touched: pages of their own, since malloc would
     ** clear what it has had before. */
-    p->readers = os_zeroed((r->slots_max + 1) * sizeof *p->readers);
-    p->entries = os_zeroed(entries_size(r));
-    if (p->entries && entries_size(r) > ENTRIES_FEW)
+    p->readers = os_zeroed(readers_size(r) + entries_size(r));
+    if (!p->readers)
+        return -ENOMEM;
+    p->entries = (entry_t *)(void *)((char *)p->readers + readers_size(r));
+    if (entries_size(r) > ENTRIES_FEW)
         os_huge((char *)p->entries + ENTRIES_FEW,
                 entries_size(r) - ENTRIES_FEW);
     p->funcs = calloc(16, sizeof *p->funcs);
     p->funcs_room = 16;
     p->funcs_count = 1;
-    if (!p->readers || !p->entries || !p->funcs)
+    if (!p->funcs)
         return -ENOMEM;
     return board_open(&p->board, r);
 }
 
+static void unmap_tables(pool_t *p)
+{
+    if (p->readers)
+        os_release(p->readers, readers_size(p->r) + entries_size(p->r));
+    board_close(&p->board);
+    p->entries = NULL;
+    p->readers = NULL;
+}
+
 /* In the keeper: other pools of the parent are none of its business, and what
-** it holds of them would keep them from noticing an end. */
+** it holds of them would keep them from noticing an end. Nor is the parent's
+** half of its own: a mapping less makes each fork faster. */
 static void leave_others(const pool_t *p, const birth_t *b)
 {
     const int keep[] = { p->r->bell_fd, p->r->kick_fd, b->keeper_sock,
                          b->keeper_crew, b->parent_pidfd };
     os_close_others(keep, sizeof keep / sizeof *keep);
-    for (pool_t *other = pools; other; other = other->next)
-        if (other != p && other->r)
+    for (pool_t *other = pools; other; other = other->next) {
+        if (!other->r)
+            continue;
+        unmap_tables(other);
+        if (other != p)
             region_free(other->r);
+    }
     pools = NULL;
     stale_count = 0;
 }
@@ -212,15 +240,9 @@ static void give_back(pool_t *p)
     strike_off(p);
     close_descriptors(p);
     heap_close(&p->heap);
-    if (p->entries)
-        os_release(p->entries, entries_size(p->r));
-    if (p->readers)
-        os_release(p->readers, (p->r->slots_max + 1) * sizeof *p->readers);
-    board_close(&p->board);
+    unmap_tables(p);
     free(p->funcs);
     free(p->withdrawn);
-    p->entries = NULL;
-    p->readers = NULL;
     p->funcs = NULL;
     p->withdrawn = NULL;
     p->funcs_count = p->withdrawn_count = 0;
