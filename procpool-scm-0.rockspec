@@ -70,6 +70,7 @@ local modules = {
       "src/keeper.c",
       "src/module.c",
       "src/names.c",
+      "src/nursery.c",
       "src/os.c",
       "src/outbox.c",
       "src/pool.c",

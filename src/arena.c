@@ -4,6 +4,8 @@
 ** whose blocks are all free may serve another size. As with malloc, memory is
 ** not given back before the worker ends.
 **
+** The first blocks of all come from the nursery.
+**
 ** A block's size is known from its slab: the old size that the caller names is
 ** not relied on, since C modules that use Lua's allocator may get it wrong.
 */
@@ -12,11 +14,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "nursery.h"
 #include "os.h"
 
 #define KIB           ((size_t)1024)
 #define MIB           (1024 * KIB)
-#define RANGES        48
+#define RANGES        32
 #define FIRST_RANGE   (64 * MIB) /* address space; each further one doubles */
 #define LARGEST_RANGE (4096 * MIB)
 #define LEAST_RANGE   (256 * KIB) /* where address space is limited */
@@ -246,15 +249,6 @@ void arena_seal(void)
     arena.life++;
 }
 
-void arena_warm(void)
-{
-    zone_t *z = &arena.fine;
-    if ((size_t)(z->end - z->top) < FIRST_STEP)
-        return;
-    z->present = z->top + FIRST_STEP;
-    os_populate(z->top, FIRST_STEP);
-}
-
 /* From the outer allocator. */
 static void *outer_alloc(void *block, size_t old_size, size_t size)
 {
@@ -266,7 +260,29 @@ static void *outer_alloc(void *block, size_t old_size, size_t size)
 
 static void *fresh(size_t kind, size_t size)
 {
+    void *b = nursery_get(size);
+    if (b)
+        return b;
     return size <= ARENA_SMALL ? get(size) : outer_alloc(NULL, kind, size);
+}
+
+/* Another size for a block that was made here, which has so much room. */
+static void *move(void *block, size_t room, size_t size)
+{
+    void *moved = fresh(0, size);
+    if (moved) /* else Lua 5.4 knows that shrinking may fail, too */
+        memcpy(moved, block, room < size ? room : size);
+    return moved;
+}
+
+static void *resize_young(void *block, size_t size)
+{
+    if (size && nursery_resize(block, size))
+        return block;
+    void *moved = size ? move(block, nursery_room(block), size) : NULL;
+    if (moved || !size)
+        nursery_put(block);
+    return moved;
 }
 
 void *arena_alloc(void *data, void *block, size_t old_size, size_t new_size)
@@ -274,6 +290,8 @@ void *arena_alloc(void *data, void *block, size_t old_size, size_t new_size)
     (void)data;
     if (!block)
         return new_size ? fresh(old_size, new_size) : NULL;
+    if (nursery_has(block))
+        return resize_young(block, new_size);
     slab_t *s = slab_of(block);
     if (!s)
         return outer_alloc(block, old_size, new_size);
@@ -283,11 +301,8 @@ void *arena_alloc(void *data, void *block, size_t old_size, size_t new_size)
     }
     if (new_size <= ARENA_SMALL && class_of(new_size) == s->class)
         return block;
-    void *moved = fresh(0, new_size);
-    if (!moved)
-        return NULL; /* Lua 5.4 knows that shrinking may fail, too */
-    size_t room = size_of(s->class);
-    memcpy(moved, block, room < new_size ? room : new_size);
-    put(s, block);
+    void *moved = move(block, size_of(s->class), new_size);
+    if (moved)
+        put(s, block);
     return moved;
 }

@@ -28,8 +28,6 @@ typedef void *(*arena_alloc_t)(void *data, void *block, size_t old_size,
 void arena_open(arena_alloc_t outer, void *outer_data);
 /* Before workers are forked: what they make starts on a page of its own. */
 void arena_seal(void);
-/* In a fresh worker: makes what it will write to first present, at once. */
-void arena_warm(void);
 /* The allocator; `data` is not used. */
 void *arena_alloc(void *data, void *block, size_t old_size, size_t new_size);
 

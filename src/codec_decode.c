@@ -648,7 +648,9 @@ static result_t load_dump(decoder_t *d, const uint8_t *dump, size_t size,
 {
     lua_State *L = d->L;
     lua_Debug ar;
-    uint8_t *copy = codec_scratch(d->codec, size);
+    uint8_t small[512];
+    uint8_t *copy = size <= sizeof small ? small
+                                         : codec_scratch(d->codec, size);
     if (copy == NULL)
         return no_memory(d);
     memcpy(copy, dump, size);

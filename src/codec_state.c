@@ -68,13 +68,14 @@ static codec_t *codec_new(lua_State *L)
     names_t *names = names_get(L);
     lua_pushliteral(L, "__reduce");
     lua_rawsetp(L, LUA_REGISTRYINDEX, &reduce_key);
+    push_metatable(L);
+    lua_createtable(L, SLOTS, 0);
     codec_t *c = lua_newuserdatauv(L, sizeof *c, 1);
     memset(c, 0, sizeof *c);
     c->names = names;
-    push_metatable(L);
+    lua_insert(L, -3);
+    lua_setiuservalue(L, -3, SLOT_STRINGS);
     lua_setmetatable(L, -2);
-    lua_createtable(L, SLOTS, 0);
-    lua_setiuservalue(L, -2, SLOT_STRINGS);
     lua_pushvalue(L, -1);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &registry_key);
     return c;
@@ -262,7 +263,8 @@ frame_t *window_push(window_t *w, codec_t *c)
         c->frames_room = room;
     }
     if (w->depth >= w->checked) {
-        if (!lua_checkstack(w->L, 2 * CHECKED + WINDOW + 16))
+        int halves = w->depth + CHECKED < WINDOW ? 0 : WINDOW; /* reload_half */
+        if (!lua_checkstack(w->L, 2 * CHECKED + halves + 16))
             return NULL;
         w->checked = w->depth + CHECKED;
     }

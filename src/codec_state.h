@@ -87,11 +87,11 @@ typedef struct window {
 } window_t;
 
 typedef struct codec {
+    slot_entry_t slots[SLOTS];
     bool busy;
     seen_t seen;
     uint32_t epoch;
     unsigned victim;                    /* which entry of a set goes next */
-    slot_entry_t slots[SLOTS];
     frame_t *frames;                    /* lent to the window of a message */
     size_t frames_room;
     uint8_t *scratch;                   /* a dump on its way in or out */

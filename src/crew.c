@@ -168,7 +168,8 @@ static life_t *new_life(keeper_t *k)
 {
     if (k->count == k->room) {
         uint32_t room = k->room ? k->room * 2 : 8;  /* few: see add_seats */
-        life_t *more = realloc(k->lives, room * sizeof *more);
+        life_t *more = keeper_grow(k->lives, k->room * sizeof *more,
+                                   room * sizeof *more);
         if (!more)
             return NULL;
         k->lives = more;

@@ -21,6 +21,7 @@
 
 #include "board.h"
 #include "fault.h"
+#include "nursery.h"
 #include "os.h"
 #include "wake.h"
 
@@ -40,6 +41,16 @@ static void sooner(uint64_t *at, uint64_t candidate)
 static int closing(const keeper_t *k)
 {
     return atomic_load(&k->r->closing) != 0;
+}
+
+void *keeper_grow(const void *old, size_t had, size_t size)
+{
+    void *fresh = nursery_get(size);
+    if (!fresh && !(fresh = malloc(size)))
+        return NULL;
+    if (had)
+        memcpy(fresh, old, had);
+    return fresh;
 }
 
 /* --- ends --------------------------------------------------------------- */
@@ -287,11 +298,16 @@ static void rouse(keeper_t *k, uint32_t slot)
 ** goes through all that the parent has freed, and so copies its pages. */
 static int add_seats(keeper_t *k, uint32_t count)
 {
-    seat_t *more = realloc(k->seats, count * sizeof *more);
-    if (!more)
-        return 0;
-    memset(more + k->slots, 0, (count - k->slots) * sizeof *more);
-    k->seats = more;
+    if (count > k->seats_room) {
+        uint32_t room = k->seats_room ? 2 * count : count;
+        seat_t *more = keeper_grow(k->seats, k->slots * sizeof *more,
+                                   room * sizeof *more);
+        if (!more)
+            return 0;
+        k->seats = more;
+        k->seats_room = room;
+    }
+    memset(k->seats + k->slots, 0, (count - k->slots) * sizeof *k->seats);
     k->slots = count;
     return 1;
 }

@@ -57,7 +57,7 @@ typedef struct keeper {
     life_t *lives;
     uint32_t count, room;
     seat_t *seats;
-    uint32_t slots;             /* seats ever wanted: where a scan ends */
+    uint32_t slots, seats_room; /* seats ever wanted: where a scan ends */
     uint32_t wanted;            /* of region.wanted, seen to: slots at most */
     uint32_t awake;             /* slots not asleep nor told to be, in watch */
     uint64_t start_after;       /* ns: failed starts make a pause */
@@ -103,7 +103,12 @@ void crew_hung_up(keeper_t *k, pid_t pid);
 void crew_event(keeper_t *k, enum event event, const life_t *l,
                 enum reason reason, int status, uint32_t attempt);
 
-/* keeper.c: a start succeeded; told once of a life. */
+/* keeper.c */
+/* A larger array, of `size` bytes, with what the old one had; NULL: no memory.
+** Where the keeper and every life write in any case, if there is room. The old
+** one is left where it is. */
+void *keeper_grow(const void *old, size_t had, size_t size);
+/* A start succeeded; told once of a life. */
 void keeper_note_ready(keeper_t *k, life_t *l);
 /* A worker left for being idle: its slot, whose turn is `turn`, is to sleep. */
 void keeper_lull(keeper_t *k, uint32_t slot, uint32_t turn);

@@ -7,8 +7,8 @@
 ** constructors of reduced values); every call of Lua is protected; what a
 ** task did to hooks and the collector is undone before the next.
 **
-** T's stack: HANDLER, BODY (the loop over a cell's tasks), CACHE (functions by
-** place), TROUBLE (the last error: text, traceback, value); above them a
+** T's stack: HANDLER, BODY (the loop over a cell's tasks), CACHE (functions:
+** see place_of), TROUBLE (the last error: text, traceback, value); above them a
 ** task's own.
 */
 #include "runner.h"
@@ -186,10 +186,13 @@ static int call(lua_State *T, int args, int results)
 
 /* --- one task ----------------------------------------------------------- */
 
+/* Where the cache has the function with this id: the id, and behind it the
+** function. */
 static int place_of(uint64_t id)
 {
-    return id & 1 ? (int)(id / 2 % RUNNER_KEPT)
-                  : RUNNER_KEPT + (int)(id / 2 % RUNNER_PASSING);
+    uint64_t place = id & 1 ? RUNNER_PASSING + id / 2 % RUNNER_KEPT
+                            : id / 2 % RUNNER_PASSING;
+    return (int)(2 * place + 1);
 }
 
 /* What cannot travel, in either direction: the record is the reason, which is
@@ -204,24 +207,52 @@ static enum record_kind refuse(lua_State *L)
     return RECORD_REFUSED;
 }
 
-/* Pushes the cell's function, from the cache if it is known: 1; or 0 and the
-** reason. */
+/* Body's upvalues. */
+enum { BODY_CACHE = 1, BODY_LAST };
+
+/* Pushes the function with this id, if the cache has it: 1. */
+static int push_cached(lua_State *L, uint64_t id)
+{
+    const int cache = lua_upvalueindex(BODY_CACHE);
+    lua_rawgeti(L, cache, place_of(id));
+    int known = (uint64_t)lua_tointeger(L, -1) == id;
+    lua_pop(L, 1);
+    if (known)
+        lua_rawgeti(L, cache, place_of(id) + 1);
+    return known;
+}
+
+/* The function in slot 1 is the one with this id. */
+static void cache(lua_State *L, uint64_t id)
+{
+    const int cache = lua_upvalueindex(BODY_CACHE), place = place_of(id);
+    lua_pushinteger(L, 0);  /* memory may be short half-way */
+    lua_rawseti(L, cache, place);
+    lua_pushvalue(L, 1);
+    lua_rawseti(L, cache, place + 1);
+    lua_pushinteger(L, (lua_Integer)id);
+    lua_rawseti(L, cache, place);
+}
+
+/* Puts the cell's function into slot 1, from the cache if it is known: 1; or 0
+** and the reason. */
 static int push_function(runner_t *run, lua_State *L)
 {
     const task_t *t = &run->w->w_task;
-    int place = place_of(t->func_id);
-    if (t->func_id && run->ids[place] == t->func_id) {
-        lua_rawgeti(L, lua_upvalueindex(1), place + 1);
+    if (t->func_id && t->func_id == run->last) {
+        lua_pushvalue(L, lua_upvalueindex(BODY_LAST));
         return 1;
     }
-    if (codec_decode(L, t->func, (size_t)t->func_size) < 0)
-        return 0;
-    lua_settop(L, 1);
-    if (t->func_id) {
-        lua_pushvalue(L, 1);
-        lua_rawseti(L, lua_upvalueindex(1), place + 1);
-        run->ids[place] = t->func_id;
+    if (!t->func_id || !push_cached(L, t->func_id)) {
+        if (codec_decode(L, t->func, (size_t)t->func_size) < 0)
+            return 0;
+        lua_settop(L, 1);
+        if (t->func_id)
+            cache(L, t->func_id);
     }
+    run->last = t->func_id;
+    lua_pushvalue(L, 1);
+    lua_replace(L, lua_upvalueindex(BODY_LAST));
     return 1;
 }
 
@@ -305,7 +336,7 @@ static void tidy(runner_t *run, lua_State *T)
     lua_gc(T, run->collector, 0, 0, 0);
 }
 
-/* The cell's tasks, until they are over or one raises. Upvalue: CACHE. */
+/* The cell's tasks, until they are over or one raises. */
 static int body(lua_State *L)
 {
     runner_t *run = self;
@@ -352,9 +383,10 @@ static enum record_kind task_failed(runner_t *run, lua_State *T, int status)
 /* What a task raised has left the loop over the tasks: it is entered again. */
 static void run_cell(void *context, worker_t *w)
 {
-    runner_t *run = context;
+    runner_t *run = self;
     lua_State *T = run->T;
     int status;
+    (void)context;
     run->w = w;
     run->out = &w->w_out.record;
     run->single = (int)w->w_cell->single;
@@ -408,13 +440,15 @@ static void stop_hook(lua_State *L, lua_Debug *ar)
 
 static void interrupt(void *context)
 {
-    runner_t *run = context;
+    runner_t *run = self;
+    (void)context;
     run->armed = 1;
     interrupt_arm(run->T, stop_hook);
 }
 
 /* --- the snapshot, and a worker's life ---------------------------------- */
 
+#define RUNNER_FEW 16           /* functions, before the cache grows */
 #define SMALL_HEAP 1024         /* KiB */
 #define LARGE_HEAP (16 * 1024)
 
@@ -537,22 +571,34 @@ static int go_deep(lua_State *L)
 /*
 ** Whatever every life would have to make before its first task is made here
 ** once: a page that a life writes to is a fault and a copy, and those are what
-** a short life costs. The codec and the index of names come into being with
-** their first message.
+** a short life costs. First what lives only read, then what they write to, so
+** that this lies on few pages (see nursery.h).
+**
+** The codec and the index of names come into being with their first message.
 */
-static int warm_up(lua_State *L)
+static int warm_codec(lua_State *L)
 {
     unsigned char small[512];
     buffer_t b = { .data = small, .room = sizeof small,
                    .grow = refuse_growth };
-    lua_pushcfunction(L, go_deep);
-    lua_pushinteger(L, 8);
-    lua_call(L, 1, 0);
     if (luaL_loadstring(L, "return ...") == LUA_OK &&
         codec_encode(L, lua_gettop(L), 1, "function", &b) == 0)
         codec_decode(L, b.data, b.used);
-    lua_settop(L, 0);
+    return 0;
+}
+
+/* procpool.worker, without what only a life knows. */
+static int make_worker(lua_State *L)
+{
     lua_createtable(L, 0, 8);
+    const char *const unknown[] = { "id", "pid", "generation" };
+    for (int i = 0; i < 3; i++) {
+        lua_pushinteger(L, 0);
+        lua_setfield(L, -2, unknown[i]);
+    }
+    lua_rawgeti(L, LUA_REGISTRYINDEX, self->prepare);
+    lua_pushvalue(L, -2);
+    lua_call(L, 1, 0);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &open_worker_key);
     return 0;
 }
@@ -560,15 +606,20 @@ static int warm_up(lua_State *L)
 /* T's fixed slots; protected, since memory may be short. */
 static int furnish(lua_State *T)
 {
+    luaL_checkstack(T, 160, NULL);
     lua_settop(T, 0);
     lua_pushcfunction(T, note_trouble);
-    lua_createtable(T, RUNNER_FUNCTIONS, 0);
+    lua_createtable(T, 2 * RUNNER_FEW, 0);
     lua_pushvalue(T, -1);
-    lua_pushcclosure(T, body, 1);
+    lua_pushnil(T);
+    lua_pushcclosure(T, body, 2);
     lua_insert(T, BODY);
     lua_createtable(T, 3, 0);
     lua_pushvalue(T, TROUBLE);
     lua_rawsetp(T, LUA_REGISTRYINDEX, &trouble_key);
+    lua_pushcfunction(T, go_deep);
+    lua_pushinteger(T, 8);
+    lua_call(T, 1, 0);
     return TOP;
 }
 
@@ -590,33 +641,32 @@ static void open_arena(lua_State *L)
 #endif
 }
 
-/*
-** In the keeper. Lua's collector writes into every object it visits; made
-** generational here, once, it leaves the inherited ones alone in workers. That
-** visit copies the heap for the keeper, which takes half a millisecond even if
-** it is small; then it would save a worker no more than that, and those nothing
-** that are over before their collector begins.
-*/
-static void settle(void *context)
+/* Runs f(); what it raises is dropped. */
+static int protect(lua_State *L, lua_CFunction f, int results)
 {
-    runner_t *run = context;
-    self = run;
-    open_arena(run->L);
-    run->T = lua_newthread(run->L);
-    run->thread = luaL_ref(run->L, LUA_REGISTRYINDEX);
-    lua_sethook(run->T, NULL, 0, 0);
-    lua_sethook(run->L, NULL, 0, 0);
-    lua_pushcfunction(run->T, furnish);
-    if (lua_pcall(run->T, 0, LUA_MULTRET, 0) != LUA_OK)
-        abort();
-    lua_pushcfunction(run->T, replace_functions);
-    if (lua_pcall(run->T, 0, 0, 0) != LUA_OK)
-        lua_pop(run->T, 1);
-    interrupt_watch(run->T);
-    lua_pushcfunction(run->T, warm_up);
-    if (lua_pcall(run->T, 0, 0, 0) != LUA_OK)
-        lua_pop(run->T, 1);
-    set_traps(run->T);
+    lua_pushcfunction(L, f);
+    int status = lua_pcall(L, 0, results, 0);
+    if (status != LUA_OK)
+        lua_pop(L, 1);
+    return status;
+}
+
+static lua_State *new_thread(lua_State *L)
+{
+    lua_State *T = lua_newthread(L);
+    lua_sethook(T, NULL, 0, 0);
+    return T;
+}
+
+/*
+** Lua's collector writes into every object it visits; made generational here,
+** once, it leaves the inherited ones alone in workers. That visit copies the
+** heap for the keeper, which takes half a millisecond even if it is small;
+** then it would save a worker no more than that, and those nothing that are
+** over before their collector begins.
+*/
+static void settle_collector(runner_t *run)
+{
     if (!lua_gc(run->L, LUA_GCISRUNNING))
         lua_gc(run->L, LUA_GCRESTART);  /* only then: it collects at once */
     int small = lua_gc(run->L, LUA_GCCOUNT) < SMALL_HEAP && !run->aged;
@@ -626,6 +676,28 @@ static void settle(void *context)
     else
         runner_age(run->L);
     inherited = lua_gc(run->L, LUA_GCCOUNT);
+}
+
+/* In the keeper. */
+static void settle(void *context)
+{
+    static runner_t own;    /* the parent's lies in its heap */
+    runner_t *run = self = &own;
+    own = *(const runner_t *)context;
+    lua_sethook(run->L, NULL, 0, 0);
+    open_arena(run->L);
+    lua_State *cold = new_thread(run->L);
+    set_traps(cold);
+    interrupt_watch(cold);
+    protect(cold, replace_functions, 0);
+    protect(cold, warm_codec, 0);
+    run->T = new_thread(run->L);
+    run->thread = luaL_ref(run->L, LUA_REGISTRYINDEX);
+    lua_pop(run->L, 1);
+    if (protect(run->T, furnish, LUA_MULTRET) != LUA_OK)
+        abort();
+    protect(run->T, make_worker, 0);
+    settle_collector(run);
     arena_seal();
 }
 
@@ -647,9 +719,9 @@ static int open_worker(lua_State *T)
 
 static int start(void *context, worker_t *w, buffer_t *complaint)
 {
-    runner_t *run = context;
+    runner_t *run = self;
     lua_State *T = run->T;
-    arena_warm();
+    (void)context;
     run->w = w;
     run->stage = LOADING;
     lua_pushcfunction(T, open_worker);
@@ -668,8 +740,9 @@ static int start(void *context, worker_t *w, buffer_t *complaint)
 
 static int after(void *context, worker_t *w)
 {
-    runner_t *run = context;
+    const runner_t *run = self;
     lua_State *T = run->T;
+    (void)context;
     (void)w;
     lua_rawgeti(T, LUA_REGISTRYINDEX, run->after);
     int leave = call(T, 0, 1) == 0 && lua_toboolean(T, -1);
@@ -680,8 +753,9 @@ static int after(void *context, worker_t *w)
 /* The finalizer; what it raises has nobody else to hear it. */
 static void stop(void *context, worker_t *w)
 {
-    runner_t *run = context;
+    const runner_t *run = self;
     lua_State *T = run->T;
+    (void)context;
     (void)w;
     lua_rawgeti(T, LUA_REGISTRYINDEX, run->stop);
     if (call(T, 0, 0) < 0) {
@@ -707,6 +781,7 @@ void runner_open(runner_t *run, lua_State *L, int config)
 {
     memset(run, 0, sizeof *run);
     run->L = L;
+    run->prepare = take(L, config, "prepare");
     run->start = take(L, config, "start");
     run->stop = take(L, config, "stop");
     run->after = take(L, config, "after");
@@ -721,7 +796,7 @@ void runner_open(runner_t *run, lua_State *L, int config)
 
 void runner_release(runner_t *run, lua_State *L)
 {
-    const int refs[] = { run->start, run->stop, run->after, run->reseed,
+    const int refs[] = { run->prepare, run->start, run->stop, run->after, run->reseed,
                          run->newerror };
     for (size_t i = 0; i < sizeof refs / sizeof *refs; i++)
         luaL_unref(L, LUA_REGISTRYINDEX, refs[i]);

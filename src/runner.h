@@ -17,9 +17,8 @@
 #pragma GCC visibility push(hidden)
 
 enum {
-    RUNNER_KEPT = 256,          /* functions known for good: by id */
-    RUNNER_PASSING = 8,         /* those of running maps */
-    RUNNER_FUNCTIONS = RUNNER_KEPT + RUNNER_PASSING
+    RUNNER_PASSING = 8,         /* functions of running maps */
+    RUNNER_KEPT = 256           /* those known for good: by id */
 };
 
 typedef struct runner {
@@ -31,15 +30,16 @@ typedef struct runner {
     int stage;                  /* runner.c */
     volatile sig_atomic_t armed;    /* a stop signal came during this task */
     int single;                 /* only the first result is wanted */
+    uint64_t last;              /* id of the last cell's function, or 0 */
     int aged;                   /* the parent has made what there is old */
     int collector;              /* LUA_GCGEN or LUA_GCINC, in workers */
-    int start, stop, after, reseed, newerror;   /* registry, LUA_NOREF: none */
+    /* In the registry; LUA_NOREF: none. */
+    int prepare, start, stop, after, reseed, newerror;
     int thread;                 /* registry: T */
-    uint64_t ids[RUNNER_FUNCTIONS];     /* functions in T's cache */
 } runner_t;
 
-/* Parent. Takes the functions start, stop, after, reseed, newerror of the
-** table at `config`. */
+/* Parent. Takes the functions prepare, start, stop, after, reseed, newerror of
+** the table at `config`. */
 void runner_open(runner_t *run, lua_State *L, int config);
 /*
 ** Makes the collector generational, with everything that is there now old; a

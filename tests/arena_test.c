@@ -1,5 +1,6 @@
-/* arena_test.c - src/arena.c: blocks never overlap, are used again for other
-** sizes, stay apart from what was inherited; outside memory where it must. */
+/* arena_test.c - src/arena.c and src/nursery.c: blocks never overlap, are used
+** again for other sizes, stay apart from what was inherited, but for the first
+** ones, which lie close together; outside memory where it must. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -8,6 +9,7 @@
 #include <unistd.h>
 
 #include "arena.h"
+#include "nursery.h"
 #include "support/check.h"
 
 #define KIB ((size_t)1024)
@@ -35,6 +37,14 @@ static void *outer(void *data, void *block, size_t old_size, size_t new_size)
 static void open_arena(void)
 {
     arena_open(outer, (void *)(size_t)42);
+}
+
+/* The arena with nothing left in the nursery. */
+static void open_grown(void)
+{
+    open_arena();
+    while (nursery_get(1))
+        ;
 }
 
 static void *get(size_t size)
@@ -103,7 +113,7 @@ static void test_never_overlap(void)
 
 static void test_small_and_large(void)
 {
-    open_arena();
+    open_grown();
     void *small = get(ARENA_SMALL);
     CHECK_EQ(outside, 0);
     void *large = get(ARENA_SMALL + 1);
@@ -144,6 +154,64 @@ static void test_wrong_sizes(void)
     CHECK_EQ(outside, 0);
 }
 
+/* Blocks of all sizes, one right behind the other. */
+static void test_young(void)
+{
+    open_arena();
+    char *before = get(1), *last;
+    for (size_t size = 1; size <= 700; size += 7) {
+        char *b = get(size);
+        CHECK(nursery_has(b));
+        CHECK(nursery_room(b) >= size);
+        CHECK_EQ(b - before, (ptrdiff_t)nursery_room(before) + 8);
+        CHECK(nursery_room(before) < size + 16);
+        before = b;
+    }
+    last = before;
+    /* The last one grows where it is, and its room is used again; one that is
+    ** not the last moves. */
+    CHECK(arena_alloc(NULL, last, 700, 3000) == last);
+    CHECK(arena_alloc(NULL, last, 3000, 20) == last);
+    char *behind = get(100);
+    memset(last, 5, 3000);
+    CHECK(is_filled((unsigned char *)last, 3000, 5));
+    drop(behind, 100);
+    CHECK(get(64) == behind);
+    char *moved = arena_alloc(NULL, last, 3000, 4000);
+    CHECK(moved > behind);
+    CHECK(nursery_has(moved));
+    CHECK(is_filled((unsigned char *)moved, 3000, 5));
+    drop(last, 3000);
+    CHECK((char *)get(10) > moved);
+    CHECK_EQ(outside, 0);
+}
+
+/* It ends; no block takes more than a quarter of what is left. */
+static void test_grown(void)
+{
+    size_t young = 0, blocks = 0;
+    open_arena();
+    void *large = get(17 * KIB);
+    CHECK(!nursery_has(large));
+    drop(large, 17 * KIB);
+    for (unsigned i = 0; i < 200; i++) {
+        void *b = get(1000);
+        young += nursery_has(b);
+        memset(b, (int)i, 1000);
+        blocks++;
+    }
+    CHECK(young > 55 && young < 65);
+    CHECK_EQ(blocks, 200);
+    char *least = get(16);
+    CHECK(nursery_has(least));
+    char *b = least;
+    while (nursery_has(b)) {
+        CHECK_EQ(b - least, 32 * (ptrdiff_t)(blocks++ - 200));
+        b = get(16);
+    }
+    CHECK_EQ(outside, 0);
+}
+
 static uint64_t resident_kib(void)
 {
     char line[256];
@@ -165,7 +233,7 @@ static void test_reuse(void)
     static void *blocks[BYTES / 48];
     if (CHECK_CHECKER)
         check_skip("shadow memory counts, too");
-    open_arena();
+    open_grown();
     memset(blocks, 0, sizeof blocks);
     uint64_t before = resident_kib();
     for (size_t size = 48; size <= 512; size += 58) {
@@ -185,13 +253,12 @@ static void test_apart(void)
 {
     enum { BLOCKS = 300 };
     static unsigned char *old[BLOCKS];
-    open_arena();
+    open_grown();
     for (unsigned i = 0; i < BLOCKS; i++)
         old[i] = get(40);
     for (unsigned i = 0; i < BLOCKS; i += 2)
         drop(old[i], 40);
     arena_seal();
-    arena_warm();
     for (unsigned i = 1; i < BLOCKS; i += 4)
         drop(old[i], 40);
     for (unsigned i = 0; i < 5 * BLOCKS; i++) {
@@ -211,7 +278,7 @@ static void test_no_room(void)
     struct rlimit none = {0, 0};
     if (CHECK_CHECKER)
         check_skip("the sanitizer needs address space");
-    open_arena();
+    open_grown();
     CHECK(malloc(MIB));
     arena_seal();
     CHECK_EQ(setrlimit(RLIMIT_AS, &none), 0);
@@ -223,7 +290,6 @@ static void test_no_room(void)
     CHECK(b);
     drop(b, 200);
     CHECK_EQ(outside, 0);
-    arena_warm();
 }
 
 /* 400 MiB: ranges grow, and what lies in each is found. */
@@ -232,7 +298,7 @@ static void test_many_ranges(void)
     enum { BLOCKS = 100000, SIZE = 4096 };
     unsigned char **blocks = calloc(BLOCKS, sizeof *blocks);
     CHECK(blocks);
-    open_arena();
+    open_grown();
     for (uint32_t i = 0; i < BLOCKS; i++) {
         blocks[i] = get(SIZE);
         memcpy(blocks[i], &i, sizeof i);
@@ -254,8 +320,7 @@ static void test_fork(void)
     arena_seal();
     pid_t child = fork();
     if (child == 0) {
-        arena_warm();
-        unsigned char *mine = get(64);
+            unsigned char *mine = get(64);
         memset(mine, 8, 64);
         int good = is_filled(b, 64, 7);
         memset(b, 9, 64);
@@ -272,6 +337,8 @@ int main(int argc, char **argv)
     static const check_t cases[] = {
         {"arena: blocks never overlap and keep what they hold",
          test_never_overlap, 0},
+        {"arena: the first blocks lie one behind the other", test_young, 0},
+        {"arena: there are only so many first blocks", test_grown, 0},
         {"arena: large blocks come from outside", test_small_and_large, 0},
         {"arena: a wrong old size does no harm", test_wrong_sizes, 0},
         {"arena: an empty slab serves other sizes", test_reuse, 0},

@@ -50,7 +50,7 @@ procpool.await = result.await
 -- What the engine is opened with: the options under its names, the functions
 -- it calls in the worker, and those it calls here.
 local function config_for(opts, state)
-    local start, stop, after, reseed = worker.sides(opts)
+    local prepare, start, stop, after, reseed = worker.sides(opts)
     local log = LOG[os.getenv("PROCPOOL_LOG")] or 0
     local events = opts.onevent ~= nil
     return {
@@ -62,7 +62,7 @@ local function config_for(opts, state)
         timeout = opts.timeout, grace = opts.grace or 1.0,
         retries = opts.retries or 0, seed = opts.seed, share = opts.shared ~= nil,
         name = opts.name or "pool", log = log, events = events,
-        start = start, stop = stop, after = after, reseed = reseed,
+        prepare = prepare, start = start, stop = stop, after = after, reseed = reseed,
         newerror = errors.new,
         failed = intake.on_failed(state),
         event = events and intake.on_event(state) or nil,

@@ -74,6 +74,7 @@ local function living(self)
         self.generation = generation
         emit(self, "worker_start")
         local before = worker_side.expose(nil)
+        self.config.prepare(life)
         local out, limit = guarded(self.config.inittimeout, self.config.start, life)
         worker_side.expose(before)
         if out[1] then

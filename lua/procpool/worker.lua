@@ -54,9 +54,11 @@ function worker.expose(w)
     return before
 end
 
---- The functions of a config that run in the worker: start(worker), stop(),
---- after() and reseed(number). stop and after only where asked for.
+--- The functions of a config that run in the worker: prepare(worker), which
+--- the keeper calls once for all lives, start(worker), stop(), after() and
+--- reseed(number). stop and after only where asked for.
 ---@param opts procpool.Options
+---@return fun(w: table) prepare
 ---@return fun(w: table) start
 ---@return fun()? stop
 ---@return (fun(): boolean)? after
@@ -71,20 +73,26 @@ function worker.sides(opts)
         randomseed(seed, number)
     end
 
-    -- May raise: the initializer's error is the engine's to report.
-    local function start(w)
+    local function prepare(w)
         current = w
-        w.shared, w.state = opts.shared, {}
+        w.shared, w.state = opts.shared, false
         if not w.inline then
             w.recycle = recycle
             setmetatable(w, meta)
+        end
+        worker.expose(w)
+    end
+
+    -- May raise: the initializer's error is the engine's to report.
+    local function start(w)
+        w.state = {}
+        if not w.inline then
             if seed then
                 reseed(0)
             else
                 randomseed(core.random_seed())
             end
         end
-        worker.expose(w)
         if initializer then
             initializer(unpack(initargs, 1, initargs.n or #initargs))
         end
@@ -100,7 +108,7 @@ function worker.sides(opts)
         return leave and true or false
     end
 
-    return start, finalizer, recycleif and after or nil, reseed
+    return prepare, start, finalizer, recycleif and after or nil, reseed
 end
 
 return worker
