@@ -1,5 +1,6 @@
 -- counts: what a task takes, counted rather than timed: system calls (strace)
--- and instructions (callgrind) of the parent and of a worker.
+-- and instructions (callgrind) of the parent and of a worker; and what a life
+-- of a worker takes: system calls and page faults of all processes.
 --
 -- Each figure is the difference between a run with work and one without, over
 -- the number of tasks. All runs on one CPU: there nobody spins, so it is
@@ -12,15 +13,21 @@ local unistd = require("posix.unistd")
 
 local counts = {}
 
---- The kinds of work, and how many tasks of each.
-counts.work = { { "apply", 1000 }, { "async", 2000 }, { "map", 20000 } }
+local CALLS, FAULTS = "system calls", "page faults"
+local PARENT, WORKER = "parent's instructions", "worker's instructions"
+local TASK, LIFE = { CALLS, PARENT, WORKER }, { CALLS, FAULTS }
 
---- What is counted, in order; and what a figure may grow by however small it
---- is, since a tenth of next to nothing is nothing.
-counts.columns = { "system calls", "parent's instructions",
-    "worker's instructions" }
-counts.slack = { ["system calls"] = 0.1, ["parent's instructions"] = 30,
-    ["worker's instructions"] = 30 }
+--- The kinds of work, how many tasks of each, and what is counted of each.
+counts.work = {
+    { kind = "apply", n = 1000, columns = TASK },
+    { kind = "async", n = 2000, columns = TASK },
+    { kind = "map", n = 20000, columns = TASK },
+    { kind = "recycle", n = 200, columns = LIFE },
+}
+
+--- What a figure may grow by however small it is, since a tenth of next to
+--- nothing is nothing.
+counts.slack = { [CALLS] = 0.1, [FAULTS] = 0.5, [PARENT] = 30, [WORKER] = 30 }
 
 local GROWTH = 0.1
 
@@ -98,6 +105,12 @@ local function instructions(where, kind, n)
     return totals[pids[1]], totals[pids[3]]
 end
 
+-- Page faults of all processes: counted.lua says at its end.
+local function faults(where, kind, n)
+    run(where, "env", kind, n)
+    return math.tointeger(io.lines(where .. "/faults")())
+end
+
 -- Ticks that CPU 0 has worked (or was kept from it by the machine's other
 -- guests), and those of what this process has run.
 local function ticks()
@@ -126,14 +139,22 @@ function counts.take()
     local done <close> = setmetatable({}, { __close = function()
         os.execute(("rm -rf '%s'"):format(where))
     end })
-    local idle = { calls(where, "none", 0), instructions(where, "none", 0) }
+    local function take(columns, kind, n)
+        local figures = { [CALLS] = calls(where, kind, n) }
+        if columns == TASK then
+            figures[PARENT], figures[WORKER] = instructions(where, kind, n)
+        else
+            figures[FAULTS] = faults(where, kind, n)
+        end
+        return figures
+    end
+    local idle = { [TASK] = take(TASK, "none", 0), [LIFE] = take(LIFE, "none", 0) }
     local found = {}
     for _, one in ipairs(counts.work) do
-        local kind, n = table.unpack(one)
-        local busy = { calls(where, kind, n), instructions(where, kind, n) }
-        found[kind] = {}
-        for i, column in ipairs(counts.columns) do
-            found[kind][column] = (busy[i] - idle[i]) / n
+        local busy = take(one.columns, one.kind, one.n)
+        found[one.kind] = {}
+        for _, column in ipairs(one.columns) do
+            found[one.kind][column] = (busy[column] - idle[one.columns][column]) / one.n
         end
     end
     local worked_now, own_now = ticks()
@@ -154,11 +175,11 @@ end
 function counts.grown(found, known)
     local list = {}
     for _, one in ipairs(counts.work) do
-        for _, column in ipairs(counts.columns) do
-            local now, was = found[one[1]][column], known[one[1]][column]
+        for _, column in ipairs(one.columns) do
+            local now, was = found[one.kind][column], known[one.kind][column]
             if now > was * (1 + GROWTH) and now > was + counts.slack[column] then
                 list[#list + 1] = ("%s: %s per task: %.2f, were %.2f"):format(
-                    one[1], column, now, was)
+                    one.kind, column, now, was)
             end
         end
     end
