@@ -3,6 +3,7 @@
 
 local describe, it, assert = describe, it, assert
 local before_each, after_each, teardown = before_each, after_each, teardown
+local pending = pending
 local _ENV = _G -- luacheck: ignore 211
 -- (busted gives files an environment, which cannot travel)
 
@@ -292,5 +293,38 @@ describe("calls in real workers", function()
         ]], "echo for the parent | { %s\n}")
         assert.equal("for the parent\n", out)
         assert.equal(0, status)
+    end)
+end)
+
+-- proc(5): the 41st figure of stat, 39 behind the name.
+local function policy()
+    local file <close> = io.open("/proc/self/stat")
+    return math.tointeger(file:read("a"):match("%) %S+" .. (" %S+"):rep(37) .. " (%d+)"))
+end
+local ORDINARY, BATCH = 0, 3
+
+describe("a worker that is woken", function()
+    local pool
+    before_each(function() pool = procpool.new(1) end)
+    after_each(function() pools.finish(pool) end)
+    teardown(pools.cleanup)
+
+    -- It has slept before each call: see choose_policy in worker.c.
+    it("preempts others only if its caller waits for each task", function()
+        if policy() ~= ORDINARY then
+            pending("this program has a policy of its own, which stays")
+            return
+        end
+        local function busy()
+            local result = pool:apply_async(policy)
+            while not result:ready() do end
+            return result:get() == BATCH
+        end
+        local function waits() return pool:apply(policy) == ORDINARY end
+        assert.equal(ORDINARY, pool:apply(policy))
+        pools.eventually("for a caller that goes on it is a batch process", busy)
+        pools.eventually("for one that waits it is none", waits)
+        pools.eventually("nor does that last", busy)
+        assert.equal(ORDINARY, policy())
     end)
 end)

@@ -306,11 +306,12 @@ static int64_t post_call(lua_State *L, handle_t *h, int job, int f,
     return ticket;
 }
 
-/* handle:call(job, f, args, timeout, grace, retries) -> ticket */
+/* handle:call(job, f, args, timeout, grace, retries, awaited) -> ticket */
 static int handle_call(lua_State *L)
 {
     handle_t *h = handle_check(L);
-    post_t post = { .items = 1, .tag = JOB_TAG(JOB_CALL, 0) };
+    post_t post = { .items = 1, .tag = JOB_TAG(JOB_CALL, 0),
+                    .awaited = (uint32_t)lua_toboolean(L, 8) };
     const char *no = refusal(&h->pool);
     if (no)
         return refuse_text(L, no, no), 3;
@@ -333,14 +334,16 @@ static int is_time_to_take(const handle_t *h, int64_t ticket)
 }
 
 /*
-** handle:submit(f, args) -> job, is it time to take: handle:call of a new job,
-** without options. Nil if args is no plain list, for somebody else to look at.
+** handle:submit(f, args, awaited) -> job, is it time to take: handle:call of a
+** new job, without options. Nil if args is no plain list, for somebody else to
+** look at.
 */
 static int handle_submit(lua_State *L)
 {
     lua_Integer count = 0;
     handle_t *h = handle_check(L);
-    post_t post = { .items = 1, .tag = JOB_TAG(JOB_CALL, 0) };
+    post_t post = { .items = 1, .tag = JOB_TAG(JOB_CALL, 0),
+                    .awaited = (uint32_t)lua_toboolean(L, 4) };
     const char *no = refusal(&h->pool);
     if (no)
         return refuse_text(L, no, no), 3;

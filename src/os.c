@@ -509,13 +509,15 @@ void os_unblock_signals(void)
     syscall(SYS_rt_sigprocmask, SIG_SETMASK, none, NULL, (size_t)_NSIG / 8);
 }
 
-void os_batch(void)
+int os_batch(int batch)
 {
     struct sched_param none = { .sched_priority = 0 };
-    if (syscall(SYS_sched_getscheduler, 0) != SCHED_OTHER)
-        return;     /* somebody has chosen another policy: it stays */
-    syscall(SYS_sched_setscheduler, 0, SCHED_BATCH | SCHED_RESET_ON_FORK,
-            &none);
+    int from = batch ? SCHED_OTHER : SCHED_BATCH;
+    int to = batch ? SCHED_BATCH : SCHED_OTHER;
+    long now = syscall(SYS_sched_getscheduler, 0);
+    return now >= 0 && (now & ~SCHED_RESET_ON_FORK) == from &&
+           syscall(SYS_sched_setscheduler, 0, to | SCHED_RESET_ON_FORK,
+                   &none) == 0;
 }
 
 static pid_t own_pid;

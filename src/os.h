@@ -75,7 +75,9 @@ void os_close_others(const int *keep, int count);
 
 /* Processes. */
 void os_yield(void);                    /* let others on this CPU run */
-void os_batch(void);    /* waking this process preempts nobody; not inherited */
+/* From now on, or no longer, waking this process preempts nobody; a fork does
+** not inherit that. 1; 0: it has another policy, which stays. */
+int os_batch(int batch);
 pid_t os_pid(void);                     /* getpid without the system call */
 int os_pidfd(pid_t pid);                /* -ENOSYS on an old kernel */
 int os_pidfd_kill(int pidfd, pid_t pid, int signal);

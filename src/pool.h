@@ -53,6 +53,7 @@ typedef struct post {
     uint32_t items;             /* 1..ITEMS_MAX */
     uint32_t single;            /* only the first result of each is wanted */
     uint32_t prompt;            /* each outcome is waited for, not the last */
+    uint32_t awaited;           /* the caller will do nothing but wait for it */
     uint64_t tag;
     block_t args;               /* becomes the cell's; or none, then: */
     const void *small;          /* up to CELL_INLINE bytes, copied */

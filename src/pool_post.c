@@ -184,6 +184,7 @@ int64_t pool_post(pool_t *p, const post_t *post, uint64_t *cell_index)
     p->number += post->items;
     p->unfinished += post->items;
     p->sent += post->args_size;
+    pool_waits(p, post->awaited);
     board_post(&p->board, cell);
     FAULT_POINT("post.posted");
     announce(p->r);

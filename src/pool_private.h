@@ -30,6 +30,14 @@ static inline int pool_stirred(pool_t *p)
     return p->stirred && p->stirred(p->stirred_context);
 }
 
+/* Tells workers whether the caller waits, or will, for what is queued now. */
+static inline void pool_waits(const pool_t *p, uint32_t waits)
+{
+    if (p->r && atomic_load_explicit(&p->r->waiting,
+                                     memory_order_relaxed) != waits)
+        atomic_store_explicit(&p->r->waiting, waits, memory_order_relaxed);
+}
+
 /* pool_post.c */
 entry_t *pool_entry(const pool_t *p, uint64_t index);  /* NULL: no such */
 /* Every task of the cell has its outcome. */

@@ -413,12 +413,8 @@ static int sleep_until_rung(pool_t *p, uint64_t deadline)
     return rc;
 }
 
-int pool_wait(pool_t *p, uint64_t deadline)
+static int wait_until(pool_t *p, uint64_t deadline)
 {
-    if (!p->r || ready(p))
-        return 1;
-    if (p->gone)
-        return 1;
     uint64_t since = os_now();
     if (spin(p)) {
         learn(p, os_now() - since);
@@ -447,6 +443,19 @@ int pool_wait(pool_t *p, uint64_t deadline)
     }
     learn(p, os_now() - since);
     return 1;
+}
+
+int pool_wait(pool_t *p, uint64_t deadline)
+{
+    int rc = 1;
+    if (!p->r)
+        return 1;
+    if (!ready(p) && !p->gone) {
+        pool_waits(p, 1);
+        rc = wait_until(p, deadline);
+    }
+    pool_waits(p, 0);
+    return rc;
 }
 
 int pool_fileno(pool_t *p)

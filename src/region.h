@@ -273,6 +273,9 @@ enum bell {
 **             a death
 ** armed       enum bell; parent: ARMED or QUIET;  workers, keeper
 **             who rings it: RINGING, then RUNG
+** waiting     parent: 1 from queueing what it is  workers: a hint, no more
+**             about to wait for, or from the
+**             wait on, until the wait is over
 ** wake_at     keeper: when it wakes by itself     workers with a deadline
 ** asleep      keeper: idle slots without process  parent (kicks when queueing)
 ** state, counters          keeper                 parent
@@ -311,6 +314,7 @@ typedef struct region {
     alignas(64) _Atomic uint64_t idle[SLOTS_MAX / 64];
     alignas(64) _Atomic uint32_t spinner;
     alignas(64) _Atomic uint32_t armed;
+    _Atomic uint32_t waiting;
     alignas(64) _Atomic uint64_t wake_at;
     _Atomic uint32_t hear;      /* keeper: lives are to kick it when ready */
     _Atomic uint32_t asleep;

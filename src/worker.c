@@ -24,10 +24,16 @@
 #define SPIN_MAX (60 * OS_US)
 #define NOTIFY_EVERY (200 * OS_US)  /* inside a chunk */
 #define TRIM_AFTER (2 * OS_SECOND)  /* idle, before pages are given back */
+#define ALONE_ENOUGH 8              /* cells: see choose_policy */
 
 static _Atomic uint64_t *life_of(const worker_t *w)
 {
     return region_life(w->w_region, w->w_index, w->w_generation);
+}
+
+static int something_queued(region_t *r)
+{
+    return (atomic_load(&r->claim) & TAIL_MASK) < atomic_load(&r->head);
 }
 
 /* --- leaving ------------------------------------------------------------ */
@@ -78,11 +84,6 @@ static enum reason ordered(const worker_t *w)
     if (order >> 8 != ORDER_WORD(w->w_generation, 0) >> 8)
         return REASON_NONE;
     return (enum reason)(order & 0xff);
-}
-
-static int something_queued(region_t *r)
-{
-    return (atomic_load(&r->claim) & TAIL_MASK) < atomic_load(&r->head);
 }
 
 /* The same, but an order to leave for being idle is void when work has come
@@ -253,6 +254,17 @@ static int next_frame(const unsigned char **at, const unsigned char *end,
     return 1;
 }
 
+/* A cell has ended: see choose_policy. */
+static void note_alone(worker_t *w)
+{
+    region_t *r = w->w_region;
+    if (!something_queued(r) &&
+        atomic_load_explicit(&r->waiting, memory_order_relaxed))
+        w->w_alone++;
+    else
+        w->w_alone = 0;
+}
+
 /* The parent is woken at a cell's end and at errors; inside a chunk now and
 ** then only, since waking another CPU costs as much as a thousand items: when
 ** so much time has passed between the starts of two tasks. */
@@ -266,6 +278,8 @@ static void notify(worker_t *w, enum record_kind kind, int last)
             return;
         w->w_notified = now;
     }
+    if (last)
+        note_alone(w);
     tell_parent(w->w_region, s);
 }
 
@@ -443,12 +457,28 @@ static uint64_t earlier(uint64_t a, uint64_t b)
     return a && (a < b || !b) ? a : b;
 }
 
+/*
+** Whether being woken should preempt others. Not while the parent queues one
+** task after the other: if each pushed it off its CPU, each would cost two
+** switches. But where it waited for each of the last cells, and nothing else was
+** queued, the sooner the better: a batch process that is woken on a CPU where
+** another computes waits for the end of its turn.
+*/
+static void choose_policy(worker_t *w)
+{
+    if (!w->w_alone && !w->w_batch && w->w_tasks)
+        w->w_batch = os_batch(1);
+    else if (w->w_alone >= ALONE_ENOUGH && w->w_batch)
+        w->w_batch = !os_batch(0);
+}
+
 static void sleep_until_rung(worker_t *w)
 {
     region_t *r = w->w_region;
     slot_t *s = w->w_slot;
     _Atomic uint64_t *word = &r->idle[w->w_index / 64];
     uint64_t trim_at = trim_time(w);
+    choose_policy(w);
     atomic_store(&s->bell, 1);
     atomic_fetch_or(word, idle_bit(w->w_index));
     FAULT_POINT("idle.announced");

@@ -80,6 +80,8 @@ typedef struct worker {
     uint64_t w_memory_known, w_memory_anon, w_memory_faults;
     uint64_t w_notified;        /* ns, the parent was last woken */
     uint64_t w_spin;            /* ns to spin before sleeping */
+    uint32_t w_alone;           /* cells in a row: see choose_policy */
+    int w_batch;                /* this process is scheduled as batch */
     volatile sig_atomic_t w_term, w_stop;  /* set by signal handlers */
     uint32_t w_disowned;        /* this is a child that a task forked */
     uint32_t w_recycle;         /* the task asked to be the last */

@@ -115,7 +115,6 @@ _Noreturn void worker_main(region_t *r, uint32_t slot, uint32_t generation,
     worker_open(&self, r, slot, generation, work);
     worker_current = &self;
     set_title(&self);
-    os_batch();  /* a parent that queues much is not preempted by each wake */
     os_unblock_signals();
     if (worker_start(&self) < 0) {
         fflush(NULL);

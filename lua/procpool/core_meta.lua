@@ -78,10 +78,11 @@ local Handle = {}
 ---@param timeout number?
 ---@param grace number?
 ---@param retries integer?
+---@param awaited boolean?  the caller will do nothing but wait for it
 ---@return integer? ticket
 ---@return string? kind  also "full"
 ---@return string? text
-function Handle:call(job, f, args, timeout, grace, retries) end
+function Handle:call(job, f, args, timeout, grace, retries, awaited) end
 
 --- The metatable of the jobs that submit makes.
 ---@param class table
@@ -90,10 +91,11 @@ function Handle:class(class) end
 --- call of a new job, without options; nil if args is anything but a plain list.
 ---@param f function
 ---@param args table?
+---@param awaited boolean?  as of call
 ---@return table? job
 ---@return string|boolean|nil kind  also "full"; of a job: is it time to take
 ---@return string? text
-function Handle:submit(f, args) end
+function Handle:submit(f, args, awaited) end
 
 --- Encodes a function once for a submission.
 ---@param f function

@@ -84,12 +84,13 @@ end
 
 -- One task -------------------------------------------------------------------
 
--- Queues a call; returns its ticket or raises.
-local function submit(self, job, f, args, opts)
+-- Queues a call; returns its ticket or raises. Awaited: the caller does nothing
+-- else until it is over.
+local function submit(self, job, f, args, opts, awaited)
     local handle = self._handle
     while true do
         local ticket, kind, text = handle:call(job, f, args,
-            opts.timeout, opts.grace, opts.retries)
+            opts.timeout, opts.grace, opts.retries, awaited)
         if ticket then
             return ticket
         elseif kind ~= "full" then
@@ -139,7 +140,7 @@ end
 function Pool:apply(f, args, opts)
     local handle = opts == nil and handle_of[self]
     if handle and f == self._usual and getpid() == self._owner then
-        local job = handle:submit(f, args)
+        local job = handle:submit(f, args, true)
         if job then
             return finish(self, job)
         end
@@ -148,7 +149,7 @@ function Pool:apply(f, args, opts)
     check_call(self, "apply", f, args)
     opts = options.read(options.TASK, "apply", opts)
     local job = setmetatable({ -1 }, self._call)
-    submit(self, job, f, args, opts)
+    submit(self, job, f, args, opts, true)
     return finish(self, job)
 end
 
