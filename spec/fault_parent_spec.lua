@@ -340,9 +340,9 @@ describe("a parent that is stopped and goes on", function()
             local hung = pool:apply_async(require("spec.support.fault").hang, { 1 })
             print("ready")
             local begun = c.now()
-            local ok, err = pcall(hung.get, hung, 0.5)
+            local ok, err = pcall(hung.get, hung, 3)
             local took = c.now() - begun
-            print(ok, err.kind, took > 1 and took < 10)
+            print(ok, err.kind, took > 3.4 and took < 20)
             for i = 1, 20 do
                 results[i]:get(30)
             end
@@ -350,8 +350,8 @@ describe("a parent that is stopped and goes on", function()
             print(hung:get(30))
         end)
         p:line("ready")
-        p:kill(signal.SIGSTOP)
-        clean.pause(1.1)
+        p:kill(signal.SIGSTOP) -- within the 3 s
+        clean.pause(3.5)
         p:kill(signal.SIGCONT)
         assert.equal("ready\nfalse\ttimeout\ttrue\nreleased\n", p:wait().out)
         p:gone(fault.ENDED)

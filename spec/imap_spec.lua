@@ -428,8 +428,10 @@ describe("an imap in real workers", function()
         local function start()
             pool:imap(function() while true do end end, range(10))
         end
+        collectgarbage("stop") -- or it may be forgotten before they run
         start()
         pools.eventually("running tasks", function() return pool:stats().busy == 2 end)
+        collectgarbage("restart")
         collectgarbage()
         collectgarbage()
         pool:close()
