@@ -321,7 +321,6 @@ describe("a worker that is woken", function()
             return result:get() == BATCH
         end
         local function waits() return pool:apply(policy) == ORDINARY end
-        assert.equal(ORDINARY, pool:apply(policy))
         pools.eventually("for a caller that goes on it is a batch process", busy)
         pools.eventually("for one that waits it is none", waits)
         pools.eventually("nor does that last", busy)

@@ -466,7 +466,7 @@ static uint64_t earlier(uint64_t a, uint64_t b)
 */
 static void choose_policy(worker_t *w)
 {
-    if (!w->w_alone && !w->w_batch && w->w_tasks)
+    if (!w->w_alone && !w->w_batch)
         w->w_batch = os_batch(1);
     else if (w->w_alone >= ALONE_ENOUGH && w->w_batch)
         w->w_batch = !os_batch(0);
