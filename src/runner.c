@@ -223,7 +223,7 @@ static int push_cached(lua_State *L, uint64_t id)
 }
 
 /* The function in slot 1 is the one with this id. */
-static void cache(lua_State *L, uint64_t id)
+static void remember(lua_State *L, uint64_t id)
 {
     const int cache = lua_upvalueindex(BODY_CACHE), place = place_of(id);
     lua_pushinteger(L, 0);  /* memory may be short half-way */
@@ -248,7 +248,7 @@ static int push_function(runner_t *run, lua_State *L)
             return 0;
         lua_settop(L, 1);
         if (t->func_id)
-            cache(L, t->func_id);
+            remember(L, t->func_id);
     }
     run->last = t->func_id;
     lua_pushvalue(L, 1);
@@ -796,8 +796,8 @@ void runner_open(runner_t *run, lua_State *L, int config)
 
 void runner_release(runner_t *run, lua_State *L)
 {
-    const int refs[] = { run->prepare, run->start, run->stop, run->after, run->reseed,
-                         run->newerror };
+    const int refs[] = { run->prepare, run->start,  run->stop,
+                         run->after,   run->reseed, run->newerror };
     for (size_t i = 0; i < sizeof refs / sizeof *refs; i++)
         luaL_unref(L, LUA_REGISTRYINDEX, refs[i]);
 }
