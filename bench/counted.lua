@@ -43,8 +43,6 @@ local work = {
         for _ = 1, n do
             pool:apply(noop)
         end
-        pool:close()
-        pool:join()
     end,
 }
 

@@ -277,10 +277,14 @@ static void *move(void *block, size_t room, size_t size)
 
 static void *resize_young(void *block, size_t size)
 {
-    if (size && nursery_resize(block, size))
+    if (!size) {
+        nursery_put(block);
+        return NULL;
+    }
+    if (nursery_resize(block, size))
         return block;
-    void *moved = size ? move(block, nursery_room(block), size) : NULL;
-    if (moved || !size)
+    void *moved = move(block, nursery_room(block), size);
+    if (moved)
         nursery_put(block);
     return moved;
 }

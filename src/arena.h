@@ -5,8 +5,8 @@
 **
 ** Why not malloc alone: a worker is a fork, and malloc would fill the holes
 ** between inherited objects, a page copied for each; and fresh memory costs a
-** page fault per 4 KiB, which is what a short life consists of. Small blocks
-** come from pages of the worker's own, made present many at a time; the others
+** page fault per 4 KiB, which is what a short life consists of. The first blocks
+** come from the nursery (nursery.h). Small ones then come from pages of the worker's own, made present many at a time; the others
 ** from the allocator that was there before, made present block by block.
 */
 #ifndef PROCPOOL_ARENA_H

@@ -772,7 +772,7 @@ _Noreturn void keeper_main(region_t *r, const work_t *work, int sock,
     outbox_open(&k.out, r, r->slots_max, starved);
     worker_prepare();
     if (work->settle)
-        work->settle(work->context);
+        k.work = work->settle(work->context);
     atomic_store(&r->state, KEEPER_RUNNING);
     loop(&k);
 }

@@ -37,10 +37,16 @@ static int is_last(const void *block)
            place + used;
 }
 
+/* May a block of so many bytes start there? */
+static int fits(size_t start, size_t size)
+{
+    size_t left = SIZE - start;
+    return size <= left / 4 && whole(size) <= left;
+}
+
 void *nursery_get(size_t size)
 {
-    size_t free = SIZE - used;
-    if (size > free / 4 || whole(size) > free)
+    if (!fits(used, size))
         return NULL;
     void *block = place + used + HEADER;
     *size_of(block) = whole(size);
@@ -63,8 +69,7 @@ int nursery_resize(void *block, size_t size)
     if (size <= nursery_room(block))
         return 1;
     size_t start = used - *size_of(block);
-    if (!is_last(block) || size > (SIZE - start) / 4 ||
-        whole(size) > SIZE - start)
+    if (!is_last(block) || !fits(start, size))
         return 0;
     used = start + whole(size);
     *size_of(block) = whole(size);

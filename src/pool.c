@@ -134,16 +134,15 @@ static int make_descriptors(pool_t *p, birth_t *b)
     return 0;
 }
 
-/* The readers, up to a page's end, and the entries behind them. */
-static size_t readers_size(const region_t *r)
-{
-    size_t page = os_page_size(), n = (r->slots_max + 1) * sizeof(reader_t);
-    return (n + page - 1) / page * page;
-}
-
 static size_t entries_size(const region_t *r)
 {
     return r->segment_count * SEGMENT_CELLS * sizeof(entry_t);
+}
+
+/* The readers, and the entries behind them. */
+static size_t tables_size(const region_t *r)
+{
+    return (r->slots_max + 1) * sizeof(reader_t) + entries_size(r);
 }
 
 static int make_tables(pool_t *p)
@@ -152,10 +151,11 @@ static int make_tables(pool_t *p)
     heap_open(&p->heap, r);
     /* Large and mostly never touched: pages of their own, since malloc would
     ** clear what it has had before. */
-    p->readers = os_zeroed(readers_size(r) + entries_size(r));
+    _Static_assert(sizeof(reader_t) % _Alignof(entry_t) == 0, "aligned");
+    p->readers = os_zeroed(tables_size(r));
     if (!p->readers)
         return -ENOMEM;
-    p->entries = (entry_t *)(void *)((char *)p->readers + readers_size(r));
+    p->entries = (entry_t *)(void *)(p->readers + r->slots_max + 1);
     if (entries_size(r) > ENTRIES_FEW)
         os_huge((char *)p->entries + ENTRIES_FEW,
                 entries_size(r) - ENTRIES_FEW);
@@ -170,7 +170,7 @@ static int make_tables(pool_t *p)
 static void unmap_tables(pool_t *p)
 {
     if (p->readers)
-        os_release(p->readers, readers_size(p->r) + entries_size(p->r));
+        os_release(p->readers, tables_size(p->r));
     board_close(&p->board);
     p->entries = NULL;
     p->readers = NULL;

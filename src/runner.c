@@ -383,10 +383,9 @@ static enum record_kind task_failed(runner_t *run, lua_State *T, int status)
 /* What a task raised has left the loop over the tasks: it is entered again. */
 static void run_cell(void *context, worker_t *w)
 {
-    runner_t *run = self;
+    runner_t *run = context;
     lua_State *T = run->T;
     int status;
-    (void)context;
     run->w = w;
     run->out = &w->w_out.record;
     run->single = (int)w->w_cell->single;
@@ -440,8 +439,7 @@ static void stop_hook(lua_State *L, lua_Debug *ar)
 
 static void interrupt(void *context)
 {
-    runner_t *run = self;
-    (void)context;
+    runner_t *run = context;
     run->armed = 1;
     interrupt_arm(run->T, stop_hook);
 }
@@ -678,12 +676,14 @@ static void settle_collector(runner_t *run)
     inherited = lua_gc(run->L, LUA_GCCOUNT);
 }
 
-/* In the keeper. */
-static void settle(void *context)
+/* In the keeper. The parent's runner lies in its heap, where a life had better
+** not write; workers have one among the module's variables. */
+static const work_t *settle(void *context)
 {
-    static runner_t own;    /* the parent's lies in its heap */
+    static runner_t own;
     runner_t *run = self = &own;
     own = *(const runner_t *)context;
+    own.work.context = &own;
     lua_sethook(run->L, NULL, 0, 0);
     open_arena(run->L);
     lua_State *cold = new_thread(run->L);
@@ -699,6 +699,7 @@ static void settle(void *context)
     protect(run->T, make_worker, 0);
     settle_collector(run);
     arena_seal();
+    return &own.work;
 }
 
 static int open_worker(lua_State *T)
@@ -719,9 +720,8 @@ static int open_worker(lua_State *T)
 
 static int start(void *context, worker_t *w, buffer_t *complaint)
 {
-    runner_t *run = self;
+    runner_t *run = context;
     lua_State *T = run->T;
-    (void)context;
     run->w = w;
     run->stage = LOADING;
     lua_pushcfunction(T, open_worker);
@@ -740,9 +740,8 @@ static int start(void *context, worker_t *w, buffer_t *complaint)
 
 static int after(void *context, worker_t *w)
 {
-    const runner_t *run = self;
+    const runner_t *run = context;
     lua_State *T = run->T;
-    (void)context;
     (void)w;
     lua_rawgeti(T, LUA_REGISTRYINDEX, run->after);
     int leave = call(T, 0, 1) == 0 && lua_toboolean(T, -1);
@@ -753,9 +752,8 @@ static int after(void *context, worker_t *w)
 /* The finalizer; what it raises has nobody else to hear it. */
 static void stop(void *context, worker_t *w)
 {
-    const runner_t *run = self;
+    const runner_t *run = context;
     lua_State *T = run->T;
-    (void)context;
     (void)w;
     lua_rawgeti(T, LUA_REGISTRYINDEX, run->stop);
     if (call(T, 0, 0) < 0) {

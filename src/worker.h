@@ -37,8 +37,9 @@ typedef struct task {
 struct worker;
 typedef struct work {
     void *context;
-    /* In the keeper, once, before any worker: settle the inherited heap. */
-    void (*settle)(void *context);
+    /* In the keeper, once, before any worker: settle the inherited heap. What
+    ** it returns is the work of all workers. */
+    const struct work *(*settle)(void *context);
     /* In the worker, before its first task: 0, or -1 and a complaint. */
     int (*start)(void *context, struct worker *w, buffer_t *complaint);
     /* The tasks of a claimed cell: as long as worker_next says so, it runs

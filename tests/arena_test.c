@@ -311,7 +311,7 @@ static void test_many_ranges(void)
     free(blocks);
 }
 
-/* A child's writes are its own: warming does not undo copy on write. */
+/* A child's writes are its own, wherever its first blocks lie. */
 static void test_fork(void)
 {
     open_arena();
@@ -320,7 +320,7 @@ static void test_fork(void)
     arena_seal();
     pid_t child = fork();
     if (child == 0) {
-            unsigned char *mine = get(64);
+        unsigned char *mine = get(64);
         memset(mine, 8, 64);
         int good = is_filled(b, 64, 7);
         memset(b, 9, 64);
@@ -346,7 +346,7 @@ int main(int argc, char **argv)
          0},
         {"arena: without address space all is from outside", test_no_room, 0},
         {"arena: what lies in any range is found", test_many_ranges, 120},
-        {"arena: warming a child leaves the parent's alone", test_fork, 0},
+        {"arena: what a child writes is its own", test_fork, 0},
         {NULL, NULL, 0}};
     return check_main(argc, argv, cases);
 }

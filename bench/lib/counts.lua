@@ -148,13 +148,14 @@ function counts.take()
         end
         return figures
     end
-    local idle = { [TASK] = take(TASK, "none", 0), [LIFE] = take(LIFE, "none", 0) }
+    local idle = take(TASK, "none", 0)
+    idle[FAULTS] = faults(where, "none", 0)
     local found = {}
     for _, one in ipairs(counts.work) do
         local busy = take(one.columns, one.kind, one.n)
         found[one.kind] = {}
         for _, column in ipairs(one.columns) do
-            found[one.kind][column] = (busy[column] - idle[one.columns][column]) / one.n
+            found[one.kind][column] = (busy[column] - idle[column]) / one.n
         end
     end
     local worked_now, own_now = ticks()

@@ -75,7 +75,7 @@ function worker.sides(opts)
 
     local function prepare(w)
         current = w
-        w.shared, w.state = opts.shared, false
+        w.shared, w.state = opts.shared, false -- state: its place, for start
         if not w.inline then
             w.recycle = recycle
             setmetatable(w, meta)
