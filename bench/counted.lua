@@ -1,9 +1,9 @@
 -- counted: a fixed amount of work, for bench/count to run under a counter.
 --
---     counted.lua none|apply|async|map|recycle N
+--     counted.lua none|apply|async|map|recycle|start N
 --
--- recycle is N lives of a worker. Where it runs, it leaves the number of all its
--- processes' page faults in a file named faults.
+-- recycle is N lives of a worker, start N lives of a pool. Where it runs, it
+-- leaves the number of all its processes' page faults in a file named faults.
 --
 -- One worker, so that nothing depends on who is faster; all that happens once
 -- (the functions are sent, pages are touched) happens before the work.
@@ -42,6 +42,14 @@ local work = {
         local pool <close> = procpool.new(1, { maxtasksperchild = 1 })
         for _ = 1, n do
             pool:apply(noop)
+        end
+    end,
+    start = function()
+        for _ = 1, n do
+            local pool = procpool.new(1)
+            pool:apply(noop)
+            pool:close()
+            pool:join()
         end
     end,
 }

@@ -331,6 +331,80 @@ describe("names", function()
         end)
     end)
 
+    it("are those of the modules' fields at the last snapshot", function()
+        in_module("names_spec_g", {}, function(m)
+            local n = 0
+            local function count() n = n + 1 return n end
+            local function recount() n = n - 1 return n end
+            m.f = count
+            core.snapshot()
+            assert.equal(count, send(count))
+            m.late = recount
+            assert.not_equal(recount, send(recount))
+            core.snapshot()
+            assert.equal(recount, send(recount))
+            m.f, m.late = recount, count
+            core.snapshot()
+            assert.is_truthy(core.encode("args", count):find("late", 1, true))
+            m.late = nil
+            core.snapshot()
+            assert.not_equal(count, send(count))
+            m.Class = {}
+            core.snapshot()
+            assert.not_equal(m.Class, send(m.Class))
+            m.Class.__index = m.Class
+            core.snapshot()
+            assert.equal(m.Class, send(m.Class))
+        end)
+    end)
+
+    it("follow a class among the globals from snapshot to snapshot", function()
+        SpecClass = { __index = print } -- luacheck: ignore
+        local first = SpecClass -- luacheck: ignore
+        core.snapshot()
+        assert.equal(first, send(first))
+        SpecClass = { __index = print } -- luacheck: ignore
+        local second = SpecClass -- luacheck: ignore
+        core.snapshot()
+        assert.equal(second, send(second))
+        assert.not_equal(first, send(first))
+        SpecClass = nil -- luacheck: ignore
+        core.snapshot()
+        assert.not_equal(second, send(second))
+    end)
+
+    it("after a search outside a snapshot are still those of the next one", function()
+        local function f() end
+        local function g() end
+        local c, d = coroutine.wrap(print), coroutine.wrap(print) -- C functions
+        in_module("names_spec_h", { f = f, c = c }, function(m)
+            core.snapshot()
+            m.f, m.c = g, d
+            assert.equal(d, send(d)) -- searched: the index has d and g now
+            assert.equal(g, send(g))
+            m.f, m.c = f, c
+            core.snapshot()
+            assert.equal(f, send(f))
+            assert.is_nil(core.encode("args", d))
+        end)
+    end)
+
+    it("are not collected anew by a snapshot when nothing has changed", function()
+        core.snapshot()
+        collectgarbage()
+        collectgarbage("stop")
+        local before = collectgarbage("count")
+        core.snapshot()
+        local after = collectgarbage("count")
+        some_global = {} -- luacheck: ignore
+        core.snapshot()
+        local last = collectgarbage("count")
+        collectgarbage("restart")
+        some_global = nil -- luacheck: ignore
+        assert.is_true(last - before < 1, last - before)
+        assert.is_true(after - before < 1, after - before)
+    end)
+
     it("make the receiver require what it lacks", function()
         local module = { f = function() return "original" end }
         package.loaded.names_spec_e = module

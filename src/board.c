@@ -219,7 +219,7 @@ int board_open(board_t *b, region_t *r)
 {
     memset(b, 0, sizeof *b);
     b->b_region = r;
-    b->b_free = os_zeroed(tables_size(r));
+    b->b_free = os_unshared(tables_size(r));
     if (!b->b_free)
         return -ENOMEM;
     b->b_live = b->b_free + r->segment_count;

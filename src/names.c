@@ -46,6 +46,8 @@ struct names {
     uint8_t *wires;
     size_t wires_room, wires_used;
     uint64_t stamp;             /* of package.loaded, see stamp_modules */
+    uint64_t whole;             /* of the fields, too, if it was built at a
+                                ** snapshot; else 0 */
     uint64_t check_at;          /* ns, when to compare the stamp again */
     bool current;               /* false: to be built, whatever the stamp */
     uint32_t anchored;
@@ -304,6 +306,13 @@ static bool is_class(lua_State *L, const build_t *b)
     return class;
 }
 
+/* Is the value on top of the stack, a field of a module, to be entered? */
+static bool is_wanted(lua_State *L, bool globals)
+{
+    return globals ? lua_iscfunction(L, -1)
+                   : lua_isfunction(L, -1) || lua_istable(L, -1);
+}
+
 /* The module on top of the stack. */
 static void add_fields(lua_State *L, const build_t *b, const name_t *module)
 {
@@ -312,9 +321,7 @@ static void add_fields(lua_State *L, const build_t *b, const name_t *module)
     name.kind = NAME_FIELD;
     lua_pushnil(L);
     while (lua_next(L, -2)) {
-        bool wanted = globals ? lua_iscfunction(L, -1)
-                              : lua_isfunction(L, -1) || lua_istable(L, -1);
-        if (wanted && lua_type(L, -2) == LUA_TSTRING) {
+        if (is_wanted(L, globals) && lua_type(L, -2) == LUA_TSTRING) {
             name.second = lua_tolstring(L, -2, &name.second_size);
             name.second_slot = lua_gettop(L) - 1;
             add(L, b->n, b->anchors, &name,
@@ -368,6 +375,17 @@ static void push_registered(lua_State *L)
     lua_rawgetp(L, LUA_REGISTRYINDEX, &registered_key);
 }
 
+/* What the pair on top of the stack adds to a stamp, which is a sum and so the
+** same in any order. The key is a string. */
+static uint64_t stamp_pair(lua_State *L, uint64_t seed)
+{
+    uint64_t v = (uint64_t)(uintptr_t)lua_topointer(L, -1) + seed;
+    uint64_t k = (uint64_t)(uintptr_t)lua_topointer(L, -2);
+    v = (v ^ k * UINT64_C(0x9e3779b97f4a7c15))
+        * UINT64_C(0xff51afd7ed558ccd);
+    return v ^ v >> 32;
+}
+
 /* The same while the same names stand for the same values. */
 static uint64_t stamp_modules(lua_State *L)
 {
@@ -375,17 +393,50 @@ static uint64_t stamp_modules(lua_State *L)
     push_loaded(L);
     lua_pushnil(L);
     while (lua_next(L, -2)) {
-        if (lua_type(L, -2) == LUA_TSTRING) {
-            uint64_t v = (uint64_t)(uintptr_t)lua_topointer(L, -1);
-            uint64_t k = (uint64_t)(uintptr_t)lua_tostring(L, -2);
-            v = (v ^ k * UINT64_C(0x9e3779b97f4a7c15))
-                * UINT64_C(0xff51afd7ed558ccd);
-            stamp += v ^ v >> 32;
-        }
+        if (lua_type(L, -2) == LUA_TSTRING)
+            stamp += stamp_pair(L, 0);
         lua_settop(L, -2);
     }
     lua_pop(L, 1);
     return stamp;
+}
+
+/* The module on top of the stack, whose own stamp is `seed`. */
+static uint64_t stamp_fields(lua_State *L, const build_t *b, uint64_t seed)
+{
+    uint64_t stamp = 0;
+    bool globals = lua_rawequal(L, -1, b->globals);
+    lua_pushnil(L);
+    while (lua_next(L, -2)) {
+        if (lua_type(L, -2) == LUA_TSTRING) {
+            bool class = lua_istable(L, -1) && is_class(L, b);
+            if (class || is_wanted(L, globals))
+                stamp += stamp_pair(L, seed + class);
+        }
+        lua_pop(L, 1);
+    }
+    return stamp;
+}
+
+/* The same while all that is entered but what is registered is the same. */
+static uint64_t stamp_whole(lua_State *L, const build_t *b)
+{
+    uint64_t stamp = 1;
+    push_loaded(L);
+    lua_pushnil(L);
+    while (lua_next(L, -2)) {
+        if (lua_type(L, -2) == LUA_TSTRING) {
+            uint64_t own = stamp_pair(L, 0);
+            stamp += own;
+            if (lua_istable(L, -1) && !lua_rawequal(L, -1, b->globals))
+                stamp += stamp_fields(L, b, own);
+        }
+        lua_pop(L, 1);
+    }
+    lua_pushvalue(L, b->globals);
+    stamp += stamp_fields(L, b, 0);
+    lua_pop(L, 2);
+    return stamp ? stamp : 1;
 }
 
 /* Pushes the index's userdata. */
@@ -407,6 +458,7 @@ static void rebuild(lua_State *L, names_t *n)
     push_names(L);
     lua_pushvalue(L, b.anchors);
     n->current = false;
+    n->whole = 0;
     n->anchored = 0;
     n->count = n->wires_used = 0;
     if (n->entries)
@@ -470,10 +522,15 @@ void names_snapshot(lua_State *L)
                   .globals = top + 2 };
     lua_pushliteral(L, "__index");
     lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_GLOBALS);
-    lua_newtable(L);
-    copy_classes(L, &b);
-    lua_rawsetp(L, LUA_REGISTRYINDEX, &classes_key);
-    b.n->current = false;
+    uint64_t whole = stamp_whole(L, &b);
+    if (!b.n->current || b.n->whole != whole) {
+        b.n->current = false;
+        lua_newtable(L);
+        copy_classes(L, &b);
+        lua_rawsetp(L, LUA_REGISTRYINDEX, &classes_key);
+        rebuild(L, b.n);
+        b.n->whole = whole;
+    }
     lua_settop(L, top);
 }
 

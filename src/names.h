@@ -12,7 +12,8 @@
 ** in the alphabet, so that all processes choose alike.
 **
 ** The index from addresses to names is built from package.loaded when first
-** needed and rebuilt when the set of loaded modules has changed. It keeps
+** needed, and anew when the set of loaded modules has changed; at a snapshot
+** also when a field of one has. So the workers of a pool inherit it. It keeps
 ** its values alive, so an address in it is never somebody else's; a hit is
 ** still compared with the module before it is used.
 */
@@ -56,7 +57,9 @@ bool names_refresh(lua_State *L, names_t *n, bool always);
 const uint8_t *names_wire(lua_State *L, names_t *n, int index, bool metatable,
                           size_t *size);
 
-/* The classes among the globals as they are now. */
+/* The classes among the globals, and the modules, as they are now. Walks over
+** the fields of all modules; builds the index if they are not what they were at
+** the last snapshot. Raises Lua's memory error. */
 void names_snapshot(lua_State *L);
 
 /*

@@ -199,6 +199,14 @@ void *os_zeroed(size_t size)
     return p == MAP_FAILED ? NULL : p;
 }
 
+void *os_unshared(size_t size)
+{
+    void *p = os_zeroed(size);
+    if (p)
+        madvise(p, size, MADV_DONTFORK);
+    return p;
+}
+
 void os_release(void *address, size_t size)
 {
     munmap(address, size);

@@ -39,6 +39,7 @@ void os_release(void *address, size_t size);
 ** wanted, all over its heap; done now, neither side copies pages for it. */
 void os_merge_free(void);
 void *os_zeroed(size_t size);   /* private, untouched pages; os_release */
+void *os_unshared(size_t size); /* the same, but no child of a fork has them */
 void os_protect(void *address, size_t size);     /* read-only from now on */
 void os_give_back(void *address, size_t size);   /* pages read as zero then */
 void os_populate(void *address, size_t size);    /* fault pages in, at once */

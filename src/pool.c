@@ -152,7 +152,7 @@ static int make_tables(pool_t *p)
     /* Large and mostly never touched: pages of their own, since malloc would
     ** clear what it has had before. */
     _Static_assert(sizeof(reader_t) % _Alignof(entry_t) == 0, "aligned");
-    p->readers = os_zeroed(tables_size(r));
+    p->readers = os_unshared(tables_size(r));
     if (!p->readers)
         return -ENOMEM;
     p->entries = (entry_t *)(void *)(p->readers + r->slots_max + 1);
@@ -177,8 +177,9 @@ static void unmap_tables(pool_t *p)
 }
 
 /* In the keeper: other pools of the parent are none of its business, and what
-** it holds of them would keep them from noticing an end. Nor is the parent's
-** half of its own: a mapping less makes each fork faster. */
+** it holds of them would keep them from noticing an end. Their tables, like
+** those of its own, a child does not have: a mapping less makes each fork
+** faster. */
 static void leave_others(const pool_t *p, const birth_t *b)
 {
     const int keep[] = { p->r->bell_fd, p->r->kick_fd, b->keeper_sock,
@@ -187,7 +188,6 @@ static void leave_others(const pool_t *p, const birth_t *b)
     for (pool_t *other = pools; other; other = other->next) {
         if (!other->r)
             continue;
-        unmap_tables(other);
         if (other != p)
             region_free(other->r);
     }
