@@ -55,6 +55,7 @@ local modules = {
       "src/arena.c",
       "src/bind_codec.c",
       "src/bind_interrupt.c",
+      "src/bind_large.c",
       "src/board.c",
       "src/codec_decode.c",
       "src/codec_encode.c",

@@ -109,6 +109,43 @@ describe("a process with little address space", function()
     end)
 end)
 
+describe("a parent that has no memory for a large result", function()
+    it("is told so, as by Lua itself; the next one arrives", function()
+        if fault.asan then
+            pending("an address sanitizer needs terabytes itself")
+            return
+        end
+        local result = script.run(function(pp, ch)
+            local core = require("procpool.core")
+            local pool <close> = pp.new(1)
+            local function rep(n) return ("x"):rep(n) end
+            local message = core.encode("args", rep(64 << 20))
+            local size = 8 << 20
+            assert(#pool:apply(rep, { size }) == size)
+            for i = 1, 20 do
+                ch.limit("as", 1 << 20) -- less than there is: nothing new is granted
+                local told, why = pcall(core.decode, message)
+                local made, problem = pcall(core.list, 4000000)
+                ch.limit("as", -1)
+                -- Whatever the allocator is now, it is used a lot.
+                local list = {}
+                for k = 1, 1000 do list[k] = { tostring(k) .. i } end
+                collectgarbage()
+                if told or made or why ~= problem then print(told, why, made, problem) end
+                local ok, back = core.decode(message)
+                assert(ok and #back == 64 << 20)
+                assert(#pool:apply(rep, { size + i }) == size + i)
+            end
+            print(select(2, pcall(function()
+                ch.limit("as", 1 << 20)
+                local _ <close> = setmetatable({}, { __close = function() ch.limit("as", -1) end })
+                core.decode(message)
+            end)))
+        end)
+        assert.equal("not enough memory\n", result.out, result.err)
+    end)
+end)
+
 describe("a full region", function()
     it("lets 1 MiB each way through 64 MiB, however often: maps, iterators, calls", function()
         local result = script.run(function(pp, ch, _, n)

@@ -97,6 +97,35 @@ describe("large values", function()
     end)
 end)
 
+describe("what is large", function()
+    -- KiB present of mappings for which huge pages were asked.
+    local function advised()
+        local sum, present = 0, 0
+        for line in io.lines("/proc/self/smaps") do
+            present = tonumber(line:match("^Rss:%s+(%d+)")) or present
+            if line:find("^VmFlags:.* hg") then sum = sum + present end
+        end
+        return sum
+    end
+
+    it("comes in huge pages, if the system has any: strings, lists of results", function()
+        if not io.open("/sys/kernel/mm/transparent_hugepage/enabled") then
+            pending("a kernel without huge pages")
+            return
+        end
+        collectgarbage()
+        local message = core.encode("args", ("x"):rep(32 << 20))
+        local before = advised()
+        local _, s = core.decode(message)
+        assert.equal(32 << 20, #s)
+        local after = advised()
+        assert.is_true(after - before >= 30 * 1024, after - before)
+        local list = core.list(1 << 21)
+        for i = 1, 1 << 21 do list[i] = i end
+        assert.is_true(advised() - after >= 30 * 1024, advised() - after)
+    end)
+end)
+
 describe("time", function()
     -- Ten times as much may take a little more than ten times as long.
     local function seconds(list)

@@ -25,7 +25,6 @@
 #define LEAST_RANGE   (256 * KIB) /* where address space is limited */
 #define FIRST_STEP    (32 * KIB)  /* made present at once: a quarter of what */
 #define LARGEST_STEP  (2 * MIB)   /* is in use, up to a huge page */
-#define HUGE_BLOCK    (4 * MIB)   /* of the others: to be huge pages */
 /* Classes: up to FINE bytes in steps of 16, then in quarters of a doubling. */
 #define FINE         512
 #define FINE_CLASSES (FINE / 16)
@@ -253,7 +252,7 @@ void arena_seal(void)
 static void *outer_alloc(void *block, size_t old_size, size_t size)
 {
     void *b = arena.outer(arena.outer_data, block, old_size, size);
-    if (size >= HUGE_BLOCK && b && (!block || size > old_size))
+    if (size >= OS_HUGE_FROM && b && (!block || size > old_size))
         os_huge(b, size);
     return b;
 }

@@ -15,6 +15,7 @@
 ** code runs in two places only, both protected: a module that has to be
 ** required for a name, and the constructor of a reduced object.
 */
+#include "bind_large.h"
 #include "codec.h"
 #include "codec_state.h"
 
@@ -139,7 +140,7 @@ static inline const uint8_t *read_plain(lua_State *L, const uint8_t *p,
         p = size_read(p, end, &size);
         if (p == NULL || (size_t)(end - p) < size)
             return NULL;
-        lua_pushlstring(L, (const char *)p, size);
+        push_string(L, p, size);
         return p + size;
     default:
         return NULL;
@@ -243,7 +244,7 @@ static result_t read_shared_string(decoder_t *d, uint64_t at)
     const uint8_t *s = read_bytes(d, &size);
     if (s == NULL)
         return damaged(d, "string cut short");
-    lua_pushlstring(d->L, (const char *)s, size);
+    push_string(d->L, s, size);
     put_ref(d, at);
     return DONE;
 }
@@ -358,8 +359,8 @@ static result_t read_table(decoder_t *d, uint8_t tag, uint64_t at)
     if (pairs > d->budget / 2)
         pairs = d->budget / 2;
     d->budget -= 2 * pairs;
-    lua_createtable(L, items > INT_MAX ? INT_MAX : (int)items,
-                    pairs > INT_MAX / 2 ? INT_MAX / 2 : (int)pairs);
+    push_table(L, items > INT_MAX ? INT_MAX : (int)items,
+               pairs > INT_MAX / 2 ? INT_MAX / 2 : (int)pairs);
     if (tag & TAG_SHARED)
         put_ref(d, at);
     if (!open_frame(d, FRAME_TABLE, list ? MODE_ARRAY : MODE_PAIRS, at))

@@ -8,6 +8,7 @@
 #include <lua.h>
 
 #include "bind_codec.h"
+#include "bind_large.h"
 #include "handle.h"
 #include "os.h"
 
@@ -33,7 +34,7 @@ static int core_getpid(lua_State *L)
 static int core_list(lua_State *L)
 {
     lua_Integer n = luaL_checkinteger(L, 1);
-    lua_createtable(L, n > 0 && n < INT_MAX / 32 ? (int)n : 0, 1);
+    push_table(L, n > 0 && n < INT_MAX / 32 ? (int)n : 0, 1);
     return 1;
 }
 

@@ -10,6 +10,10 @@
 ** has taken everything. Only while something is unread, or for what is large,
 ** does it walk on into the sparse rest of the ring.
 **
+** What is large lies behind the window. The next of its size would just not fit
+** there, since the SKIP that leads back lies behind the first; it would have to
+** go to fresh pages. So each is put STEP bytes below the one before it.
+**
 ** Run by workers, and by the keeper for its own outbox; outbox_read and
 ** outbox_release by the parent. Blocks only in o_starved.
 */
@@ -22,6 +26,8 @@
 #include "os.h"
 
 #define WARM (UINT64_C(64) * 1024)
+#define SLACK (UINT64_C(64) * 1024)
+#define STEP 64
 #define QUICK 256
 #define KEEP (UINT64_C(4) * 1024 * 1024)    /* bytes never trimmed */
 
@@ -98,6 +104,31 @@ static void write_skip(outbox_t *o, uint64_t position)
     memcpy(byte_at(o, o->o_position), &skip, RECORD_HEADER);
 }
 
+/* How far behind the window the first large record is put. */
+static uint64_t most_slack(const region_t *r)
+{
+    uint64_t share = r->outbox_size / 16 / STEP * STEP;
+    return !r->window ? 0 : share < SLACK ? share : SLACK;
+}
+
+/* Where a record of `whole` bytes goes for which there is no room from
+** `position` to the end of the window, or of the ring. */
+static uint64_t beyond(const outbox_t *o, uint64_t position, uint64_t whole)
+{
+    uint64_t end = (position + stretch(o, position)) & TAIL_MASK;
+    uint64_t lower = (end + o->o_slack) & TAIL_MASK;
+    int behind_window = offset_of(o, end) == o->o_region->window;
+    return behind_window && contiguous(o, lower) >= whole ? lower : end;
+}
+
+/* The record that has been written is to end behind the next one. */
+static void step_down(outbox_t *o)
+{
+    if (o->o_slack && offset_of(o, o->o_start) >= o->o_region->window &&
+        !(o->o_slack -= STEP))
+        o->o_slack = most_slack(o->o_region);
+}
+
 /*
 ** Where a record of `whole` bytes can be put now; *start and *room, or 0 when
 ** the reader must move first.
@@ -110,12 +141,12 @@ static int find_place(outbox_t *o, uint64_t whole, uint64_t *start,
         unread(o) == 0) {
         uint64_t warm = next_lap(o, here);
         if (stretch(o, warm) < whole)
-            warm = (warm + stretch(o, warm)) & TAIL_MASK;
+            warm = beyond(o, warm, whole);
         if (contiguous(o, warm) >= whole)
             there = warm;
     }
     while (stretch(o, there) < whole)
-        there = (there + stretch(o, there)) & TAIL_MASK;
+        there = beyond(o, there, whole);
     if (contiguous(o, there) < whole) {
         /* It fits there only when the reader has passed what is before: send
         ** it there. Not while it is still in the lap before, or more than a
@@ -182,6 +213,7 @@ void outbox_open(outbox_t *o, region_t *r, uint32_t slot,
     o->o_size = r->outbox_size;
     o->o_warm = region_ring_left(r, 0) < WARM ? region_ring_left(r, 0) : WARM;
     o->o_mask = r->outbox_size - 1;
+    o->o_slack = most_slack(r);
     o->o_position = TAIL_BYTES(atomic_load_explicit(&o->o_slot->tail,
                                                     memory_order_acquire));
     o->o_high = atomic_load_explicit(&o->o_slot->room, memory_order_relaxed);
@@ -228,6 +260,7 @@ void outbox_end(outbox_t *o, enum record_kind kind)
     FAULT_POINT("outbox.mid");
     uint64_t whole = record_whole(size);
     touch(o, offset_of(o, o->o_start) + whole);
+    step_down(o);
     o->o_position = (o->o_start + whole) & TAIL_MASK;
 }
 

@@ -111,6 +111,7 @@ typedef struct outbox {
     unsigned char *o_ring;      /* its start, of which so many bytes are */
     uint64_t o_warm;            /* contiguous and worth going back to */
     uint64_t o_size, o_mask;
+    uint64_t o_slack;           /* so far behind the window goes what is large */
     uint64_t o_position;        /* where the next record goes, 40 bits */
     uint64_t o_start;           /* where the open record's header is */
     record_cell_t o_cell;       /* goes before the next record's payload ... */
