@@ -130,6 +130,7 @@ describe("a parent that has no memory for a large result", function()
                 -- Whatever the allocator is now, it is used a lot.
                 local list = {}
                 for k = 1, 1000 do list[k] = { tostring(k) .. i } end
+                assert(list[1000][1] == "1000" .. i)
                 collectgarbage()
                 if told or made or why ~= problem then print(told, why, made, problem) end
                 local ok, back = core.decode(message)

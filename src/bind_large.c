@@ -24,7 +24,7 @@ static void *advising_alloc(void *data, void *block, size_t old_size,
     const large_t *large = data;
     void *b = large->inner(large->inner_data, block, old_size, size);
     if (b && !block && size >= OS_HUGE_FROM)
-        os_huge(b, size);
+        os_huge_block(b, size);
     return b;
 }
 

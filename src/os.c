@@ -245,6 +245,22 @@ void os_huge(void *address, size_t size)
     advise(address, size, MADV_HUGEPAGE);
 }
 
+/* In the heap that sbrk makes, advice on one block and then on another would cut
+** a mapping into many, which stay when the blocks are gone. So it is given for
+** all that lies behind the first of them. */
+void os_huge_block(void *block, size_t size)
+{
+    static char *first;
+    char *end = sbrk(0), *at = block;
+    if ((uintptr_t)at > (uintptr_t)end) {
+        os_huge(at, size);
+        return;
+    }
+    if (!first || at < first)
+        first = at;
+    os_huge(first, (size_t)(end - first));
+}
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif

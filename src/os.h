@@ -44,6 +44,7 @@ void os_protect(void *address, size_t size);     /* read-only from now on */
 void os_give_back(void *address, size_t size);   /* pages read as zero then */
 void os_populate(void *address, size_t size);    /* fault pages in, at once */
 void os_huge(void *address, size_t size);   /* huge pages, if there are any */
+void os_huge_block(void *block, size_t size);   /* the same for malloc's */
 #define OS_HUGE_FROM ((size_t)4 << 20)  /* bytes of a block that is worth them */
 uint64_t os_page_size(void);
 
