@@ -195,10 +195,11 @@ tsan:
 	  TEST_LEAST=600 tools/test $(or $(FILES),c)
 
 # No search for leaks: it would walk the whole reserved region at every exit.
+# Fair: else a thread that spins can keep the others from running for minutes.
 valgrind:
 	@tools/setup test valgrind
 	@TEST_WRAP="valgrind -q --error-exitcode=99 --leak-check=no \
-	  --child-silent-after-fork=no" \
+	  --child-silent-after-fork=no --fair-sched=try" \
 	  BUILD=build/valgrind VARIANT=-DPROCPOOL_VALGRIND CFLAGS='-O1 -g' \
 	  TEST_LEAST=900 tools/test $(or $(FILES),c)
 
