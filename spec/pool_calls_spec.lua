@@ -327,3 +327,23 @@ describe("a worker that is woken", function()
         assert.equal(ORDINARY, policy())
     end)
 end)
+
+describe("a parent that waits", function()
+    teardown(pools.cleanup)
+
+    -- See crowded in pool_read.c. A third of a worker's time, when it spun.
+    it("leaves the CPUs to workers that have more to do", function()
+        local pool <close> = procpool.new(procpool.cpus())
+        local TOOK <const> = 50e-6
+        local function burn()
+            local till = os.clock() + TOOK
+            while os.clock() < till do end
+        end
+        local results = {}
+        for i = 1, 4000 do results[i] = pool:apply_async(burn) end
+        local begun = os.clock()
+        for _, result in ipairs(results) do result:get() end
+        local share = (os.clock() - begun) / (#results * TOOK)
+        assert.is_true(share < 0.15, share)
+    end)
+end)

@@ -367,11 +367,26 @@ void pool_read_done(pool_t *p)
 
 /* --- waiting ------------------------------------------------------------ */
 
+#define TURN (10 * OS_MS)   /* a CPU that is given away comes back before */
+
+/*
+** Is every CPU needed by others? It is if workers have more to do than what was
+** queued last (which one of them is about to take), and are as many as the
+** CPUs. Whoever spins then keeps one of them from its work.
+*/
+static int crowded(const pool_t *p)
+{
+    region_t *r = p->r;
+    if (r->cpus < 2)
+        return 1;
+    uint64_t claim = atomic_load_explicit(&r->claim, memory_order_relaxed);
+    return (claim & TAIL_MASK) + 1 < p->board.b_head &&
+           atomic_load_explicit(&r->wanted, memory_order_relaxed) >= r->cpus;
+}
+
 /* As a worker's: see worker.c. */
 static int spin(pool_t *p)
 {
-    if (!p->spin)
-        return 0;
     uint64_t since = os_now(), now = since;
     int found = 0;
     while (now - since < p->spin) {
@@ -387,8 +402,6 @@ static int spin(pool_t *p)
 /* Spins longer where that was rewarded, less where it was not. */
 static void learn(pool_t *p, uint64_t waited)
 {
-    if (!p->spin)
-        return;
     p->spin = waited < POOL_SPIN_MAX ? p->spin * 2 : p->spin / 2;
     if (p->spin > POOL_SPIN_MAX)
         p->spin = POOL_SPIN_MAX;
@@ -416,16 +429,16 @@ static int sleep_until_rung(pool_t *p, uint64_t deadline)
 static int wait_until(pool_t *p, uint64_t deadline)
 {
     uint64_t since = os_now();
-    if (spin(p)) {
-        learn(p, os_now() - since);
-        return 1;
-    }
-    if (!p->spin) {
-        /* On one CPU the worker may be waiting for ours: it needs no bell if
-        ** it runs before we sleep. */
-        os_yield();
+    if (crowded(p)) {
+        /* A worker may be waiting for our CPU: it needs no bell if it runs
+        ** before we sleep, and will have done many tasks, not one. */
+        if (!deadline || deadline > since + TURN)
+            os_yield();
         if (ready(p))
             return 1;
+    } else if (spin(p)) {
+        learn(p, os_now() - since);
+        return 1;
     }
     for (;;) {
         int rc = sleep_until_rung(p, deadline);
