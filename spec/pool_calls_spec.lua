@@ -347,3 +347,34 @@ describe("a parent that waits", function()
         assert.is_true(share < 0.15, share)
     end)
 end)
+
+describe("a worker whose parent waits for its CPU", function()
+    teardown(pools.cleanup)
+
+    -- See spin.h. A call took it 25 us or more, when it spun in vain.
+    it("does not spin in its way", function()
+        if procpool.cpus() < 2 then
+            pending("with one CPU nobody spins")
+            return
+        end
+        local pool <close> = procpool.new(1)
+        local function getpid() return require("posix.unistd").getpid() end
+        local function put(cpus, pid)
+            assert.is_true(os.execute(("taskset -cp %s %d > /dev/null"):format(cpus, pid)))
+        end
+        local CALLS <const> = 500
+        local mine, its = getpid(), pool:apply(getpid)
+        local file <close> = io.open("/proc/self/status")
+        local allowed = file:read("a"):match("Cpus_allowed_list:%s*(%S+)")
+        local one = allowed:match("^%d+")
+        put(one, mine)
+        put(one, its)
+        local learnt, why = pcall(pools.eventually, "it sleeps at once", function()
+            local begun = pool:apply(os.clock)
+            for _ = 1, CALLS do pool:apply(getpid) end
+            return (pool:apply(os.clock) - begun) / CALLS < 18e-6
+        end)
+        put(allowed, mine)
+        assert.is_true(learnt, why)
+    end)
+end)

@@ -265,7 +265,7 @@ int pool_open(pool_t *p, const settings_t *set, const struct work *work,
     p->r->parent_pid = (int32_t)p->owner;
     p->slots_used = set->processes;
     p->cursor = POOL_NEW_ROUND;
-    p->spin = POOL_SPIN_MAX;
+    p->spin.ns = SPIN_MAX;
     enlist(p);
     int rc = make_descriptors(p, &b);
     const char *what = "cannot make descriptors";

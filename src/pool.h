@@ -16,6 +16,7 @@
 #include "heap.h"
 #include "outbox.h"
 #include "region.h"
+#include "spin.h"
 
 #pragma GCC visibility push(hidden)
 
@@ -140,7 +141,7 @@ typedef struct pool {
     uint64_t unfinished;        /* tasks */
     uint64_t number;            /* tasks posted so far */
     uint64_t sent, received;    /* bytes */
-    uint64_t spin;              /* ns to spin before sleeping */
+    spin_t spin;
     int (*stirred)(void *);     /* asked before a sleep, signals being held: */
     void *stirred_context;      /* not 0: it is not to sleep */
     enum pool_end end;

@@ -9,9 +9,6 @@
 
 #pragma GCC visibility push(hidden)
 
-#define POOL_SPIN_MIN (UINT64_C(2) * 1000)
-#define POOL_SPIN_MAX (UINT64_C(60) * 1000)
-
 /* As pool_t.cursor: a round of reading is yet to begin. */
 #define POOL_NEW_ROUND UINT32_MAX
 

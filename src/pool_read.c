@@ -384,29 +384,19 @@ static int crowded(const pool_t *p)
            atomic_load_explicit(&r->wanted, memory_order_relaxed) >= r->cpus;
 }
 
-/* As a worker's: see worker.c. */
-static int spin(pool_t *p)
+static int spin(pool_t *p, uint64_t since, uint64_t *spun)
 {
-    uint64_t since = os_now(), now = since;
-    int found = 0;
-    while (now - since < p->spin) {
-        for (int i = 0; i < 32 && !(found = ready(p)); i++)
+    uint64_t took = 0;
+    while (took < p->spin.ns) {
+        for (int i = 0; i < 32; i++) {
+            if (ready(p))
+                return 1;
             os_relax();
-        if (found)
-            return 1;
-        now = os_now();
+        }
+        took = os_now() - since;
     }
+    *spun = took;
     return 0;
-}
-
-/* Spins longer where that was rewarded, less where it was not. */
-static void learn(pool_t *p, uint64_t waited)
-{
-    p->spin = waited < POOL_SPIN_MAX ? p->spin * 2 : p->spin / 2;
-    if (p->spin > POOL_SPIN_MAX)
-        p->spin = POOL_SPIN_MAX;
-    if (p->spin < POOL_SPIN_MIN)
-        p->spin = POOL_SPIN_MIN;
 }
 
 static int sleep_until_rung(pool_t *p, uint64_t deadline)
@@ -428,7 +418,7 @@ static int sleep_until_rung(pool_t *p, uint64_t deadline)
 
 static int wait_until(pool_t *p, uint64_t deadline)
 {
-    uint64_t since = os_now();
+    uint64_t since = os_now(), spun = 0;
     if (crowded(p)) {
         /* A worker may be waiting for our CPU: it needs no bell if it runs
         ** before we sleep, and will have done many tasks, not one. */
@@ -436,8 +426,8 @@ static int wait_until(pool_t *p, uint64_t deadline)
             os_yield();
         if (ready(p))
             return 1;
-    } else if (spin(p)) {
-        learn(p, os_now() - since);
+    } else if (spin(p, since, &spun)) {
+        spin_learn(&p->spin, 0, os_now() - since);
         return 1;
     }
     for (;;) {
@@ -454,7 +444,7 @@ static int wait_until(pool_t *p, uint64_t deadline)
         if (deadline && os_now() >= deadline)
             return 0;
     }
-    learn(p, os_now() - since);
+    spin_learn(&p->spin, spun, os_now() - since);
     return 1;
 }
 

@@ -20,8 +20,6 @@
 #include "os.h"
 #include "wake.h"
 
-#define SPIN_MIN (2 * OS_US)
-#define SPIN_MAX (60 * OS_US)
 #define NOTIFY_EVERY (200 * OS_US)  /* inside a chunk */
 #define TRIM_AFTER (2 * OS_SECOND)  /* idle, before pages are given back */
 #define ALONE_ENOUGH 8              /* cells: see choose_policy */
@@ -407,42 +405,29 @@ static int must_look(worker_t *w)
 }
 
 /*
-** One worker at a time spins before it sleeps: waking another CPU costs 35 us,
-** a spinning one answers in 0.3 us. Whoever queues a cell may have relied on
-** the spinner instead of waking somebody (see wake.c), so after it stops it
-** must look once more.
+** One worker at a time spins before it sleeps. Whoever queues a cell may have
+** relied on the spinner instead of waking somebody (see wake.c), so after it
+** stops it must look once more. *spun: for how long it did so in vain.
 */
-static int spin(worker_t *w)
+static int spin(worker_t *w, uint64_t since, uint64_t *spun)
 {
     region_t *r = w->w_region;
     uint32_t nobody = 0, me = SPINNER(w->w_index);
-    if (r->cpus < 2 || !w->w_spin ||
+    uint64_t took = 0;
+    if (r->cpus < 2 || !w->w_spin.ns ||
         !atomic_compare_exchange_strong(&r->spinner, &nobody, me))
         return 0;
     FAULT_POINT("spin.begun");
-    uint64_t until = os_now() + w->w_spin;
     int found = 0;
-    while (!(found = must_look(w))) {
+    while (!(found = must_look(w)) && took < w->w_spin.ns) {
         for (int i = 0; i < 32 && !something_queued(r); i++)
             os_relax();
-        if (os_now() >= until)
-            break;
+        took = os_now() - since;
     }
     atomic_compare_exchange_strong(&r->spinner, &me, 0);
-    return found || must_look(w);
-}
-
-/* Spins longer where that was rewarded, less where it was not. */
-static void learn(worker_t *w, uint64_t idle_ns)
-{
-    if (idle_ns < SPIN_MAX)
-        w->w_spin = w->w_spin * 2 + SPIN_MIN;
-    else
-        w->w_spin /= 2;
-    if (w->w_spin > SPIN_MAX)
-        w->w_spin = SPIN_MAX;
-    if (w->w_spin < SPIN_MIN)
-        w->w_spin = SPIN_MIN;
+    if (!found && !(found = must_look(w)))
+        *spun = took;
+    return found;
 }
 
 /* Pages are given back once in a sleep; if the parent has not read them yet,
@@ -498,18 +483,18 @@ static void sleep_until_rung(worker_t *w)
 
 static void idle(worker_t *w)
 {
-    uint64_t since = os_now();
+    uint64_t since = os_now(), spun = 0;
     /* Before wake_at is read: the keeper stores that, then reads this. */
     atomic_store(&w->w_slot->idle_since, since);
     w->w_hungry = 1;
-    if (!spin(w)) {
+    if (!spin(w, since, &spun)) {
         if (w->w_region->set.idletimeout &&
             since + w->w_region->set.idletimeout <
                 atomic_load(&w->w_region->wake_at))
             kick_keeper(w->w_region);
         sleep_until_rung(w);
     }
-    learn(w, os_now() - since);
+    spin_learn(&w->w_spin, spun, os_now() - since);
     atomic_store_explicit(&w->w_slot->idle_since, 0, memory_order_relaxed);
 }
 
@@ -574,7 +559,7 @@ void worker_open(worker_t *w, region_t *r, uint32_t slot, uint32_t generation,
     w->w_index = slot;
     w->w_generation = generation;
     w->w_pid = (int32_t)getpid();
-    w->w_spin = r->cpus > 1 ? SPIN_MAX : 0;
+    w->w_spin.ns = SPIN_MAX;
     w->w_limit = draw(r->set.maxtasks, r->set.jitter);
     w->w_memory_limit = draw(r->set.maxmemory, r->set.jitter);
     w->w_age = draw(r->set.maxage, r->set.jitter);

@@ -17,6 +17,7 @@
 #include "buffer.h"
 #include "outbox.h"
 #include "region.h"
+#include "spin.h"
 
 #pragma GCC visibility push(hidden)
 
@@ -80,7 +81,7 @@ typedef struct worker {
     uint64_t w_memory_limit;
     uint64_t w_memory_known, w_memory_anon, w_memory_faults;
     uint64_t w_notified;        /* ns, the parent was last woken */
-    uint64_t w_spin;            /* ns to spin before sleeping */
+    spin_t w_spin;
     uint32_t w_alone;           /* cells in a row: see choose_policy */
     int w_batch;                /* this process is scheduled as batch */
     volatile sig_atomic_t w_term, w_stop;  /* set by signal handlers */
