@@ -12,8 +12,8 @@
 
 #define SPIN_MIN UINT64_C(2000)     /* ns */
 #define SPIN_MAX UINT64_C(60000)
-#define SPIN_WAKE UINT64_C(30000)   /* waking another CPU takes that long ... */
-#define SPIN_QUICK UINT64_C(15000)  /* ... or, on a machine of one's own, less */
+#define SPIN_WAKE UINT64_C(30000)   /* about what waking another CPU takes */
+#define SPIN_QUICK UINT64_C(15000)  /* quicker answers come from this CPU */
 #define SPIN_STRIKES 2              /* waits in a row, until it is believed */
 #define SPIN_PAUSE 256              /* waits, before it tries again */
 
@@ -22,9 +22,10 @@ typedef struct spin {
     uint32_t strikes, pause;
 } spin_t;
 
-/* A wait is over that took `waited` ns, after `spun` ns of spinning in vain (0:
-** it spun not at all, or that helped). Longer where it was or would have been
-** rewarded, shorter where not. */
+/* A wait is over that took `waited` ns in all, of which the first `spun` went by
+** spinning in vain (0: it spun not at all, or that helped). The next will spin
+** longer where that was or would have been rewarded, shorter where not, and for
+** a while not at all where it was in the way. */
 static inline void spin_learn(spin_t *s, uint64_t spun, uint64_t waited)
 {
     if (s->pause) {
