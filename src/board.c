@@ -18,7 +18,6 @@
 #include "fault.h"
 #include "os.h"
 
-#define CLAIM_POSITION(c) ((c) & TAIL_MASK)
 #define CLAIM_WORD(version, position)                                      \
     ((uint64_t)(version) << 40 | ((position) & TAIL_MASK))
 #define CLAIM_VERSION(c) ((c) >> 40)

@@ -365,7 +365,7 @@ static void wake_dormant(keeper_t *k)
     if (!atomic_load(&r->asleep) || !board_queued(r))
         return;
     uint64_t waiting = atomic_load(&r->head) -
-                       (atomic_load(&r->claim) & TAIL_MASK);
+                       CLAIM_POSITION(atomic_load(&r->claim));
     uint64_t idle = 0;
     for (uint32_t i = 0; i < k->slots; i += 64)
         idle += (uint64_t)__builtin_popcountll(atomic_load(&r->idle[i / 64]));

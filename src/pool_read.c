@@ -380,7 +380,7 @@ static int crowded(const pool_t *p)
     if (r->cpus < 2)
         return 1;
     uint64_t claim = atomic_load_explicit(&r->claim, memory_order_relaxed);
-    return (claim & TAIL_MASK) + 1 < p->board.b_head &&
+    return CLAIM_POSITION(claim) + 1 < p->board.b_head &&
            atomic_load_explicit(&r->wanted, memory_order_relaxed) >= r->cpus;
 }
 

@@ -144,6 +144,8 @@ enum run_state {
 #define TAIL_MASK ((UINT64_C(1) << 40) - 1)
 #define TAIL_BYTES(word) ((word) & TAIL_MASK)
 #define TAIL_ITEM(word) ((uint32_t)((word) >> 40))
+/* `region.claim`: see board.c for the rest of it. */
+#define CLAIM_POSITION(word) ((word) & TAIL_MASK)
 
 /* Why a worker leaves. The first ten are the keys of stats().recycled. */
 #define REASONS(X)                                                         \

@@ -8,12 +8,12 @@
 #ifndef PROCPOOL_SPIN_H
 #define PROCPOOL_SPIN_H
 
-#include <stdint.h>
+#include "os.h"
 
-#define SPIN_MIN UINT64_C(2000)     /* ns */
-#define SPIN_MAX UINT64_C(60000)
-#define SPIN_WAKE UINT64_C(30000)   /* about what waking another CPU takes */
-#define SPIN_QUICK UINT64_C(15000)  /* quicker answers come from this CPU */
+#define SPIN_MIN (2 * OS_US)
+#define SPIN_MAX (60 * OS_US)
+#define SPIN_WAKE (30 * OS_US)      /* about what waking another CPU takes */
+#define SPIN_QUICK (15 * OS_US)     /* quicker answers come from this CPU */
 #define SPIN_STRIKES 2              /* waits in a row, until it is believed */
 #define SPIN_PAUSE 256              /* waits, before it tries again */
 

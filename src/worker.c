@@ -31,7 +31,7 @@ static _Atomic uint64_t *life_of(const worker_t *w)
 
 static int something_queued(region_t *r)
 {
-    return (atomic_load(&r->claim) & TAIL_MASK) < atomic_load(&r->head);
+    return CLAIM_POSITION(atomic_load(&r->claim)) < atomic_load(&r->head);
 }
 
 /* --- leaving ------------------------------------------------------------ */
